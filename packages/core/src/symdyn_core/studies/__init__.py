@@ -1,0 +1,1 @@
+"""One study a file; the registry finds them, nothing imports them."""
