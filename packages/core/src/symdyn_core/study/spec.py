@@ -122,9 +122,7 @@ class Study:
             InputError: unknown preset or setting, wrong type, value out of range.
         """
         if preset not in self.presets:
-            raise InputError(
-                f"{self.id} has no preset {preset!r}; expected one of {', '.join(self.presets)}"
-            )
+            raise InputError(f"{self.id} has no preset {preset!r}; expected one of {', '.join(self.presets)}")
         values = {**self.presets[preset], **(overrides or {})}
         types = get_type_hints(self.config)
         fields = {field.name: field for field in dataclasses.fields(self.config)}
@@ -162,7 +160,11 @@ def convert(what: str, value: Any, kind: type) -> Any:
         if kind is int:
             if float(value) != int(float(value)):
                 raise ValueError(value)
-            return int(value) if isinstance(value, int) or str(value).lstrip("+-").isdigit() else int(float(value))
+            return (
+                int(value)
+                if isinstance(value, int) or str(value).lstrip("+-").isdigit()
+                else int(float(value))
+            )
         return kind(value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{what} must be {words.get(kind, kind.__name__)}, got {value!r}") from error
@@ -180,7 +182,13 @@ def check_setting(what: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str], where: str = "") -> str:
-    """Return the message for a name that does not exist, with the nearest ones that do."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    """Return the message for a name that does not exist, with the nearest ones that do.
+
+    >>> unknown("study", "law_of_balence", ["core.law_of_balance", "qec.decoder"])
+    "unknown study 'law_of_balence'; did you mean core.law_of_balance?"
+    """
+    full_names = {alias: key for key in known for alias in (key, key.split(".")[-1])}
+    matches = difflib.get_close_matches(name, list(full_names), n=3, cutoff=0.6)
+    near = list(dict.fromkeys(full_names[match] for match in matches))
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
     return f"unknown {kind} {name!r}{where}; {hint}"

@@ -1,0 +1,100 @@
+"""The ``symdyn`` command: core's own commands, and one group for every installed application."""
+
+import os
+import sys
+import traceback
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+import typer
+
+from symdyn_core import __version__
+from symdyn_core.commands import studies
+from symdyn_core.commands.audit import audit
+from symdyn_core.commands.console import messages
+from symdyn_core.errors import SymdynError
+
+INTERRUPTED = 130
+
+# Some versions of typer carry a click of their own: its exceptions are reached through the public one.
+UsageError, ClickException = typer.BadParameter.__mro__[1:3]
+
+app = typer.Typer(
+    name="symdyn",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Symmetries of the loss, the noise of SGD, and what they make a network learn.",
+    epilog="Add --debug to any command to see the traceback of an error.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"symdyn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def symdyn(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Symmetries of the loss, the noise of SGD, and what they make a network learn."""
+
+
+studies_panel = "Studies: theory against measurement"
+app.command("list", rich_help_panel=studies_panel)(studies.list_studies)
+app.command("show", rich_help_panel=studies_panel)(studies.show)
+app.command("run", rich_help_panel=studies_panel)(studies.run)
+app.command("gallery", rich_help_panel=studies_panel)(studies.gallery)
+app.command("cite", rich_help_panel=studies_panel)(studies.cite)
+app.command("audit", rich_help_panel="Your own model")(audit)
+
+
+def add_applications() -> None:
+    """Add the command group of every installed distribution that declares ``symdyn.commands``."""
+    for point in sorted(entry_points(group="symdyn.commands"), key=lambda point: point.name):
+        try:
+            application = point.load()
+        except Exception as error:  # noqa: BLE001  # one broken application must not take the others down
+            messages().print(
+                f"symdyn {point.name} is not available: {type(error).__name__}: {error}", soft_wrap=True
+            )
+            continue
+        app.add_typer(application, name=point.name, rich_help_panel="Applications")
+
+
+def main() -> None:
+    """Run the command line: one line and status 2 for bad input, a traceback only for our own defects."""
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("SYMDYN_DEBUG"))
+    studies.show_tracebacks = debug
+    add_applications()
+    try:
+        status = app(arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        messages().print("interrupted; what is finished is kept, the same command continues from there")
+        status = INTERRUPTED
+    except (SymdynError, ClickException) as error:
+        if debug:
+            traceback.print_exc()
+        status = _complain(error)
+    except BrokenPipeError:
+        # The reader (`symdyn list | head`) has seen enough; keep the interpreter from flushing into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)
+
+
+def _complain(error: Any) -> int:
+    text = error.format_message() if isinstance(error, ClickException) else str(error)
+    line = " ".join(text.split())
+    if isinstance(error, UsageError) and error.ctx is not None:
+        line = f"{line.rstrip('.')} (see `{error.ctx.command_path} --help`)"
+    messages().print(f"error: {line}", markup=False, soft_wrap=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

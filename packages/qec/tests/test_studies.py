@@ -1,0 +1,5 @@
+from symdyn_core.testing import StudyConformance
+
+
+class TestStudies(StudyConformance):
+    package = "qec"
