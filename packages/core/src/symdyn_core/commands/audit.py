@@ -1,0 +1,77 @@
+"""``symdyn audit``: the symmetries of a network, what they conserve, what has collapsed, what to do."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from symdyn_core.commands.console import messages, output, progress_bar
+from symdyn_core.commands.examples import EXAMPLES
+from symdyn_core.errors import InputError, TargetError
+
+if TYPE_CHECKING:
+    from symdyn_core.commands.target import Target
+
+
+def audit(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="file.py:function or module:function, returning (model, loss_fn, inputs, targets).",
+            show_default=False,
+        ),
+    ] = None,
+    example: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Train and audit an example: {', '.join(EXAMPLES)}.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    seed: Annotated[int, typer.Option(help="Draws the test transformations, and trains the example.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs to train the example.", show_default="the example's own")
+    ] = None,
+) -> None:
+    """Audit a network: find its symmetries, verify them, and say what training made of them.
+
+    Give TARGET or --example. The model is judged on the inputs it comes with and is never changed.
+    """
+    if (target is None) == (example is None):
+        raise InputError(
+            f"expected exactly one of TARGET and --example, got {'both' if target else 'neither'}"
+        )
+    if target is not None:
+        from symdyn_core.commands.target import load_target
+
+        if epochs is not None:
+            raise InputError("--epochs belongs to --example; a TARGET comes trained")
+        with messages().status(f"loading {target}"):
+            subject = load_target(target)
+    else:
+        subject = _train(str(example), seed, epochs)
+
+    from symdyn_core.symmetry.audit import audit as audit_model
+
+    try:
+        with messages().status("auditing"):
+            report = audit_model(subject.model, subject.loss_fn, subject.inputs, subject.targets, seed=seed)
+    except InputError as error:
+        raise TargetError(f"{target or example}: {error}") from error
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        output().print(report)
+
+
+def _train(name: str, seed: int, epochs: int | None) -> "Target":
+    if name not in EXAMPLES:
+        raise InputError(f"unknown example {name!r}; expected one of {', '.join(EXAMPLES)}")
+    example = EXAMPLES[name]
+    rounds = example.epochs if epochs is None else epochs
+    if rounds < 1:
+        raise InputError(f"--epochs must be at least 1, got {rounds}")
+    from symdyn_core.study.runner import single_threaded
+
+    # One thread: the same network on every machine, and such small matrices gain nothing from more.
+    with single_threaded(), progress_bar() as bar:
+        task = bar.add_task(f"training {example.text}", total=rounds)
+        return example.build(seed, rounds, lambda loss: bar.advance(task))
