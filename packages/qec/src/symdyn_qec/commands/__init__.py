@@ -1,0 +1,19 @@
+"""``symdyn qec ...``: decoders on circuits, from the command line."""
+
+import typer
+
+from symdyn_qec.commands.benchmark import BenchmarkCommand, benchmark
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Quantum error correction: decoders measured on Stim circuits.",
+)
+
+
+@app.callback()
+def qec() -> None:
+    """Quantum error correction: decoders measured on Stim circuits."""
+
+
+app.command("benchmark", cls=BenchmarkCommand)(benchmark)
