@@ -44,7 +44,7 @@ def closure(name):
 
 
 def link_torch(site):
-    """Let the new environment see the torch that is already on disk, instead of unpacking a gigabyte again."""
+    """Let the new environment see the torch that is already on disk; unpacking it again takes a minute."""
     for distribution in closure("torch").values():
         for top in {
             file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")

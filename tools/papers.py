@@ -1,7 +1,7 @@
 """Write docs/papers.md from the registered studies, or check that it is up to date (``--check``).
 
-The verdicts are those of the records in out/ at the time of writing; the check leaves them out, as a clone has
-no records.
+The verdicts are those of the records in out/ at the time of writing; the check leaves them out, as a clone
+has no records.
 """
 
 import re

@@ -252,6 +252,19 @@ def test_the_gallery_tells_everything_and_escapes_it(coin, tmp_path):
     assert "http://" not in index.replace("http://www.w3.org", "")
 
 
+def test_the_gallery_names_a_study_that_cannot_be_loaded(coin, coin_package, tmp_path):
+    completed(coin, tmp_path, repetitions=8).save(tmp_path)
+    (coin_package / "symdyn_coin" / "studies" / "empty.py").write_text("")
+    assert "empty.py does not define STUDY" in write_gallery(tmp_path).read_text()
+
+
+def test_a_file_that_is_not_a_record_is_named(coin, tmp_path):
+    (tmp_path / "coin.coin" / "x").mkdir(parents=True)
+    (tmp_path / "coin.coin" / "x" / "record.json").write_text("[]")
+    with pytest.raises(InputError, match="record.json is not a record"):
+        write_gallery(tmp_path)
+
+
 def test_a_gallery_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="no records in .*; run `symdyn run` first"):
         write_gallery(tmp_path)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sinter
 import stim
 
-from symdyn_core.errors import DependencyError, InputError
-from symdyn_core.study.spec import unknown
+from symdyn_core.errors import DependencyError, InputError, unknown
 from symdyn_qec.circuits import error_model, memory_circuit, read_circuit
 from symdyn_qec.codes import NAMED
 from symdyn_qec.rates import block_to_per_logical, clopper_pearson

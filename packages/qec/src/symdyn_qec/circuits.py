@@ -14,8 +14,7 @@ import numpy as np
 import stim
 from numpy.typing import ArrayLike
 
-from symdyn_core.errors import InputError
-from symdyn_core.study.spec import unknown
+from symdyn_core.errors import InputError, unknown
 from symdyn_qec import gf2
 from symdyn_qec.codes import NAMED, Basis, BivariateBicycleCode, bivariate_bicycle, check_basis
 

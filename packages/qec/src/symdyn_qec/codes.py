@@ -12,9 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from symdyn_core.errors import InputError
+from symdyn_core.errors import InputError, unknown
 from symdyn_core.random import numpy_generator
-from symdyn_core.study.spec import unknown
 from symdyn_qec import gf2
 from symdyn_qec.gf2 import BitMatrix
 

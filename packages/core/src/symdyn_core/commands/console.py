@@ -1,5 +1,7 @@
 """Where commands write: results to standard output, everything else to standard error."""
 
+import os
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,13 +14,21 @@ from rich.progress import (
 
 
 def output() -> Console:
-    """Return the console for results. NO_COLOR and redirection are respected."""
-    return Console(highlight=False)
+    """Return the console for results: as wide as the terminal, 120 columns in a file or a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120
+    return console
 
 
 def messages() -> Console:
     """Return the console for progress, hints and errors."""
     return Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """Print one line to standard error as it is, unwrapped."""
+    messages().print(line, markup=False, soft_wrap=True)
 
 
 def progress_bar() -> Progress:

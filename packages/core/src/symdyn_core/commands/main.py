@@ -11,12 +11,14 @@ import typer
 from symdyn_core import __version__
 from symdyn_core.commands import studies
 from symdyn_core.commands.audit import audit
-from symdyn_core.commands.console import messages
+from symdyn_core.commands.console import say
 from symdyn_core.errors import SymdynError
 
 INTERRUPTED = 130
 
 # Some versions of typer carry a click of their own: its exceptions are reached through the public one.
+UsageError: Any
+ClickException: Any
 UsageError, ClickException = typer.BadParameter.__mro__[1:3]
 
 app = typer.Typer(
@@ -58,9 +60,7 @@ def add_applications() -> None:
         try:
             application = point.load()
         except Exception as error:  # noqa: BLE001  # one broken application must not take the others down
-            messages().print(
-                f"symdyn {point.name} is not available: {type(error).__name__}: {error}", soft_wrap=True
-            )
+            say(f"symdyn {point.name} is not available: {type(error).__name__}: {error}")
             continue
         app.add_typer(application, name=point.name, rich_help_panel="Applications")
 
@@ -74,7 +74,7 @@ def main() -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        messages().print("interrupted; what is finished is kept, the same command continues from there")
+        say("interrupted; what is finished is kept, the same command continues from there")
         status = INTERRUPTED
     except (SymdynError, ClickException) as error:
         if debug:
@@ -92,7 +92,7 @@ def _complain(error: Any) -> int:
     line = " ".join(text.split())
     if isinstance(error, UsageError) and error.ctx is not None:
         line = f"{line.rstrip('.')} (see `{error.ctx.command_path} --help`)"
-    messages().print(f"error: {line}", markup=False, soft_wrap=True)
+    say(f"error: {line}")
     return 2
 
 

@@ -159,8 +159,8 @@ def cite(study_id: StudyId) -> None:
 
 
 def _load_one(study_id: str) -> "Study":
+    from symdyn_core.errors import unknown
     from symdyn_core.study.registry import entries, load
-    from symdyn_core.study.spec import unknown
 
     known = entries()
     if study_id not in known:
@@ -265,30 +265,32 @@ def _finish(record: "Record", target: int, out: Path, *, changed: bool) -> dict[
 
 
 def _print_verdicts(rows: list[dict[str, Any]], seconds: float) -> None:
-    table = Table(header_style="bold")
-    for heading in ("study", "claim", "predicted", "measured", "95 % interval", "rival", "verdict"):
-        right = heading in ("predicted", "measured", "rival")
-        table.add_column(heading, justify="right" if right else "left")
+    console = output()
+    wide = console.width >= 100
+    headings = ["claim", "predicted", "measured", *(["95 % interval"] if wide else []), "rival", "verdict"]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("claim", "verdict") else "right")
     for row in rows:
+        table.add_row(f"\n[bold]{row['id']}[/]")
         if "error" in row:
-            reason = f"[red]{escape(str(row['error']))}[/]"
-            table.add_row(row["id"], reason, "", "", "", "", VERDICT_STYLE["ERROR"], end_section=True)
-            continue
-        for position, claim in enumerate(row["claims"]):
+            table.add_row("  not measured", *[""] * (len(headings) - 2), VERDICT_STYLE["ERROR"])
+        for claim in row["claims"]:
             interval = f"{number(claim['low'])} … {number(claim['high'])}"
-            excluded = "" if claim["rival_excluded"] else " [yellow](not excluded)[/]"
+            excluded = "" if claim["rival_excluded"] else " [yellow]not excluded[/]"
             table.add_row(
-                row["id"] if position == 0 else "",
-                claim["name"].replace("_", " "),
-                f"{number(claim['predicted'])} ± {number(claim['margin'])}",
+                f"  {claim['name'].replace('_', ' ')}",
+                f"{number(claim['predicted'])} ± {claim['margin']:.2g}",
                 number(claim["measured"]),
-                interval,
+                *([interval] if wide else []),
                 number(claim["rival"]) + excluded,
                 VERDICT_STYLE[claim["verdict"]],
-                end_section=position == len(row["claims"]) - 1,
             )
-    console = output()
     console.print(table)
+    console.print()
+    for row in rows:
+        if "error" in row:
+            console.print(f"{row['id']}: {row['error']}", markup=False, soft_wrap=True)
     tally = Counter(row["verdict"] for row in rows)
     words = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.items()))
     console.print(f"{len(rows)} {'study' if len(rows) == 1 else 'studies'}: {words} ({seconds:.1f} s)")

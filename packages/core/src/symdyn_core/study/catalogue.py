@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from symdyn_core.errors import InputError
 from symdyn_core.study.paper import bibliography
 from symdyn_core.study.record import SCHEMA
 from symdyn_core.study.registry import entries
@@ -54,10 +55,18 @@ def latest_verdict(out: Path, study_id: str) -> str:
 
 
 def latest_document(out: Path, study_id: str) -> dict[str, Any] | None:
-    """Return the newest ``record.json`` of a study."""
+    """Return the newest ``record.json`` of a study, with its ``folder``.
+
+    Raises:
+        InputError: the file is not a record.
+    """
     paths = sorted((out / study_id).glob("*/record.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(paths):
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document.get("schema") == SCHEMA:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            current = document["schema"] == SCHEMA
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a record ({error}); delete its folder") from error
+        if current:
             return {**document, "folder": path.parent}
     return None

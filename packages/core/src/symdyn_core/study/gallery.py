@@ -35,9 +35,11 @@ def write_gallery(out: Path) -> Path:
     for page in pages:
         html = environment.get_template("study.html").render(page=page)
         write_atomically(out / page["file"], html)
-    missing = [row for row in rows if row.verdict == NOT_YET]
     html = environment.get_template("index.html").render(
-        pages=pages, missing=missing, tally=_tally(pages, rows)
+        pages=pages,
+        broken=[row for row in rows if row.error],
+        missing=[row for row in rows if row.verdict == NOT_YET],
+        tally=_tally(pages, rows),
     )
     return write_atomically(out / "index.html", html)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from symdyn_core.errors import InputError
-from symdyn_core.study.spec import Study, unknown
+from symdyn_core.errors import InputError, unknown
+from symdyn_core.study.spec import Study
 
 GROUP = "symdyn.studies"
 

@@ -1,7 +1,6 @@
 """What a study is: a question, settings, claims, a measurement and a picture."""
 
 import dataclasses
-import difflib
 import inspect
 import math
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from symdyn_core.errors import InputError
+from symdyn_core.errors import InputError, unknown
 from symdyn_core.study.claim import Claim
 from symdyn_core.study.paper import Paper, check_text
 
@@ -179,16 +178,3 @@ def check_setting(what: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise InputError(f"{what} must be finite, got {value}")
     if valid is not None and not valid[0] <= value <= valid[1]:
         raise InputError(f"{what} must be in [{valid[0]:g}, {valid[1]:g}], got {value:g}")
-
-
-def unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str], where: str = "") -> str:
-    """Return the message for a name that does not exist, with the nearest ones that do.
-
-    >>> unknown("study", "law_of_balence", ["core.law_of_balance", "qec.decoder"])
-    "unknown study 'law_of_balence'; did you mean core.law_of_balance?"
-    """
-    full_names = {alias: key for key in known for alias in (key, key.split(".")[-1])}
-    matches = difflib.get_close_matches(name, list(full_names), n=3, cutoff=0.6)
-    near = list(dict.fromkeys(full_names[match] for match in matches))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
-    return f"unknown {kind} {name!r}{where}; {hint}"
