@@ -22,7 +22,7 @@ $(STAMP): constraints.txt requirements-dev.txt $(foreach p,$(PACKAGES),packages/
 	@echo "== making .venv: five packages and what they stand on (about 1 GB, a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt \
-		$(foreach p,$(PACKAGES),-e packages/$(p)) "distributed"
+		-e packages/core[dask] $(foreach p,$(filter-out core,$(PACKAGES)),-e packages/$(p))
 	@touch $@
 	@echo "== .venv is ready; the command is $(BIN)/symdyn"
 
@@ -45,6 +45,7 @@ format: setup  ## Let ruff mend what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: setup  ## Run every package's benchmarks against its peers
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e packages/finance[bench]
 	@for script in packages/*/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 gallery: setup  ## Write out/index.html from the records there are

@@ -32,15 +32,17 @@ def say(line: str) -> None:
 
 
 def progress_bar() -> Progress:
-    """Return the one progress bar a command shows; it leaves no trace when it is done."""
+    """Return the one progress bar a command shows: on a terminal only, without a trace when it is done."""
+    console = messages()
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=messages(),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

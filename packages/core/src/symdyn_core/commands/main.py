@@ -74,7 +74,6 @@ def main() -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; what is finished is kept, the same command continues from there")
         status = INTERRUPTED
     except (SymdynError, ClickException) as error:
         if debug:
@@ -84,6 +83,8 @@ def main() -> None:
         # The reader (`symdyn list | head`) has seen enough; keep the interpreter from flushing into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    if status == INTERRUPTED:  # also what typer makes of Ctrl-C
+        say("interrupted; what is finished is kept, the same command continues from there")
     sys.exit(status or 0)
 
 

@@ -1,5 +1,6 @@
 """The gallery: static pages from the records, readable offline, on a phone and on paper."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["margin"] = lambda value: format(value, ".2g")
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     environment.filters["math"] = _math
     environment.globals["symbol"] = SYMBOL
@@ -63,11 +65,13 @@ def _page(document: Mapping[str, Any]) -> dict[str, Any]:
     words = {claim["name"]: claim for claim in document["study"]["claims"]}
     claims = [{**claim, **_strip(claim), "words": words[claim["name"]]} for claim in document["claims"]]
     figure = document["folder"] / "figure.svg"
+    picture = figure.relative_to(document["folder"].parent.parent).as_posix() if figure.exists() else ""
     return {
         **document,
         "file": f"{document['id']}.html",
         "claims": claims,
         "text": _markdown(document["study"]["text"]),
+        "picture": picture,
         "figure": _inline(figure.read_text(encoding="utf-8")) if figure.exists() else "",
         "command": _command(document),
     }
@@ -113,11 +117,19 @@ def _markdown(text: str) -> str:
 
 
 def _dollar_math(latex: str, options: Mapping[str, Any]) -> str:
-    return str(to_mathml(latex, display="block" if options["display_mode"] else "inline"))
+    return _mathml(latex, "block" if options["display_mode"] else "inline")
 
 
-def _math(latex: str) -> str:
-    return Markup(to_mathml(latex))  # the converter escapes its input
+def _math(latex: str) -> Markup:
+    return Markup(_mathml(latex, "inline"))
+
+
+def _mathml(latex: str, display: str) -> str:
+    # The converter sets function names tight against their argument: "log p" would read "logp".
+    thin = '<mspace width="0.17em"/>'
+    return re.sub(
+        r"<mi>(?:log|ln|exp|sin|cos|arctan)</mi>", rf"{thin}\g<0>{thin}", to_mathml(latex, display=display)
+    )
 
 
 def _inline(svg: str) -> str:
