@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from typer.testing import CliRunner
 
 from symdyn_core.commands.audit import audit as audit_command
+from symdyn_core.dynamics.balance import layer_balance
 from symdyn_core.errors import InputError
 from symdyn_core.symmetry.audit import AuditReport, audit
 from symdyn_core.symmetry.collapse import (
@@ -103,10 +104,16 @@ def test_charge_and_imbalance_by_hand() -> None:
     model = two_units()
     layer = audit(model, mse_loss, torch.linspace(-1, 1, 50).double()[:, None], torch.zeros(50, 1)).layers[0]
     # Unit 0: incoming (3, 0), outgoing 1; unit 1: incoming (1, 1), outgoing 2.
-    assert layer.charges == pytest.approx((9 - 1, 2 - 4))
-    assert layer.charge == pytest.approx(6)
-    assert layer.unit_imbalances == pytest.approx((8 / 10, -2 / 6))
-    assert layer.imbalance == pytest.approx(6 / 16)
+    assert layer.charges == pytest.approx((1 - 9, 4 - 2))
+    assert layer.charge == pytest.approx(-6)
+    assert layer.unit_imbalances == pytest.approx((-8 / 10, 2 / 6))
+    assert layer.imbalance == pytest.approx(-6 / 16)
+
+
+def test_the_charges_are_those_whose_course_the_law_of_balance_predicts() -> None:
+    model, inputs, labels = network(), normal(40, 6).float(), torch.arange(40) % 4
+    balance = layer_balance(model, cross_entropy, inputs, labels, incoming="0", outgoing="2")
+    np.testing.assert_allclose(audited(model).layers[0].charges, balance.charges, rtol=1e-12)
 
 
 def two_units() -> nn.Sequential:
@@ -125,7 +132,7 @@ def test_lopsided_layers_are_named_with_the_side(factor: float) -> None:
         model[0].bias *= factor
         model[2].weight /= factor
     report = audited(model)
-    assert math.copysign(1, report.layers[0].imbalance) == math.copysign(1, math.log(factor))
+    assert math.copysign(1, report.layers[0].imbalance) == -math.copysign(1, math.log(factor))
     assert any(sentence.startswith("Lopsided weights: '0'") for sentence in report.advice)
 
 
@@ -365,6 +372,28 @@ def test_command_audits_a_target(tmp_path) -> None:
     assert "a line of the user's own" in result.stderr
     page = CliRunner().invoke(app, [f"{path}:task"])
     assert "What to do" in page.stdout
+
+
+def test_what_the_model_prints_is_not_a_result(tmp_path) -> None:
+    path = tmp_path / "[" / "loud].py"  # and a name that looks like markup, [/loud], is a name
+    path.parent.mkdir()
+    path.write_text(
+        TARGET
+        + """
+def loud():
+    model, loss_fn, inputs, targets = task()
+
+    def loss(outputs, targets):
+        print("a loss that speaks")
+        return loss_fn(outputs, targets)
+
+    return model, loss, inputs, targets
+"""
+    )
+    result = CliRunner().invoke(app, [f"{path}:loud", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["samples"] > 0
+    assert "a loss that speaks" in result.stderr
 
 
 def test_command_trains_and_audits_the_example() -> None:

@@ -243,6 +243,14 @@ def test_a_silent_unit_has_no_rate_and_no_factor():
     assert np.isfinite(balance.balancing_factors()[1:]).any()
 
 
+def test_equal_samples_make_no_noise():
+    net, x, _ = classifier()
+    x, labels = x[:1].repeat(7, 1), torch.zeros(7, dtype=torch.long)
+    balance = layer_balance(net, F.cross_entropy, x, labels, incoming="2", outgoing="4")
+    assert not balance.rates(learning_rate=1.0).any()
+    assert np.isnan(balance.balancing_factors()).all()
+
+
 def test_the_model_is_left_as_it_was():
     net, x, labels = classifier()
     before = copy.deepcopy(net.state_dict())

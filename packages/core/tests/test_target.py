@@ -136,6 +136,11 @@ WRONG = {
         "bad.py:task",
         r"parameter 'weight' must be finite",
     ),
+    "loss exits": (
+        body("nn.Identity(), stop, x, x", "def stop(outputs, targets):\n    raise SystemExit(0)"),
+        "bad.py:task",
+        r"the model or the loss ends the program: SystemExit: 0",
+    ),
     "model raises": (
         body("nn.Linear(3, 2), nn.functional.mse_loss, x, x"),
         "bad.py:task",

@@ -74,6 +74,12 @@ def test_bad_input(arguments, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_redistribution_too_weak_for_a_pareto_tail_still_draws(tmp_path):
+    assert run("simulate", "--agents", "200", "--steps", "20", "--redistribution", "1e-300", "--out",
+               str(tmp_path)).exit_code == 0  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"market.csv", "wealth.csv", "figure.svg"}
+
+
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     result = run("simulate", "--agents", "10", "--steps", "20", "--out", str(tmp_path / "file"))

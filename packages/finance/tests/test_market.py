@@ -200,6 +200,8 @@ def test_agents_who_own_nothing_have_no_pareto_exponent():
     [
         ({"n_agents": 1}, r"n_agents must be a whole number >= 2, got 1"),
         ({"n_agents": math.inf}, r"n_agents must be"),
+        ({"n_agents": 10**14}, r"n_agents must fit into memory, got 100000000000000"),
+        ({"n_agents": 10**30}, r"n_agents must fit into memory"),
         ({"trade_rate": 0.0}, r"trade_rate must be in \(0, 1\], got 0.0"),
         ({"cash_preference": 1.0}, r"cash_preference must be in \(0, 1\), got 1.0"),
         ({"redistribution": -0.1}, r"redistribution must be in \[0, 1\], got -0.1"),
@@ -219,6 +221,14 @@ def test_bad_input(arguments, message):
     }
     with pytest.raises(InputError, match=message):
         SymmetricMarket(**{**good, **arguments})
+
+
+def test_a_run_that_no_number_can_hold():
+    with pytest.raises(InputError, match=r"steps must fit into memory, got 1000000000000000"):
+        SymmetricMarket(10, 0.5, 0.5, 0.01, 0.1).run(10**15)
+    with pytest.raises(InputError, match=r"mint must not create more money .*, got 1.0 in 1000 steps"):
+        SymmetricMarket(10, 0.5, 0.5, 0.01, 0.1, mint=1.0).run(1000)
+    assert math.isfinite(SymmetricMarket(10, 0.5, 0.5, 0.01, 0.1, mint=1.0).run(400).gini[-1])
 
 
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"steps": 2, "observe_every": 0}])

@@ -79,6 +79,8 @@ def test_history_as_rows_and_csv(task):
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be finite and above 0, got 0"),
         ({"weight_decay": math.nan}, "weight_decay must be finite and at least 0, got nan"),
+        ({"learning_rate": 1e300}, r"learning_rate must be at most 3.4e\+38, .* got 1e\+300"),
+        ({"weight_decay": 1e300}, r"weight_decay must be at most 3.4e\+38, .* got 1e\+300"),
         ({"batch_size": 1438}, r"batch_size must be in \[1, n_samples=1437\], got 1438"),
         ({"learning_rate": 1e6}, "training diverged: the loss is .* after epoch"),
     ],

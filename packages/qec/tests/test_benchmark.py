@@ -177,6 +177,7 @@ def test_generated_experiments_say_what_they_are():
         ("noise=si1000,p=1e-3,r=4.stim", None, (None, 4, 0.001)),
         ("d=five,xr=3.stim", None, (None, None, None)),
         ("memory.stim", None, (None, None, None)),
+        ("d=-3,r=0,p=nan.stim", None, (None, None, None)),
     ],
 )
 def test_file_names_in_sinters_style_are_understood(tmp_path, name, rounds, expected):
@@ -184,6 +185,12 @@ def test_file_names_in_sinters_style_are_understood(tmp_path, name, rounds, expe
     case = Experiment.read(tmp_path / name, rounds)
     assert (case.distance, case.rounds, case.p) == expected
     assert case.name == str(tmp_path / name)
+
+
+def test_rounds_of_a_file_are_checked_before_the_work(tmp_path):
+    (tmp_path / "a.stim").write_text(str(coin(0.1).circuit))
+    with pytest.raises(InputError, match="rounds must be at least 1, got 0"):
+        Experiment.read(tmp_path / "a.stim", rounds=0)
 
 
 def test_small_jobs_get_one_worker(monkeypatch):
@@ -202,6 +209,7 @@ def test_small_jobs_get_one_worker(monkeypatch):
         ({"decoders": ["pymatchin"]}, "unknown decoder 'pymatchin'; did you mean pymatching"),
         ({"experiments": [coin(0.1), coin(0.1)]}, "every circuit must be given once, got coin, coin"),
         ({"resume": "/proc/none/counts.csv"}, "cannot write to /proc/none/counts.csv"),
+        ({"resume": "/proc/counts.csv"}, "cannot write to /proc/counts.csv"),
     ],
 )
 def test_bad_input_is_named_before_any_work(settings, message):
@@ -223,6 +231,9 @@ def test_a_file_that_is_not_counts_is_refused(tmp_path):
     with pytest.raises(InputError, match="notes.csv does not hold counts in sinter's format"):
         benchmark([coin(0.1)], resume=path)
     assert path.read_text() == "a,b\n1,2\n"
+    path.write_text("")
+    with pytest.raises(InputError, match="notes.csv does not hold counts in sinter's format: it is empty"):
+        benchmark([coin(0.1)], resume=path)
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -120,6 +120,14 @@ def test_counts_are_resumed(stim_file, tmp_path):
             "cannot write to /proc/none",
         ),
         (
+            ["--code", "surface", "--distance", "3", "--p", "0.01", "--rounds", str(10**30)],
+            "rounds must be at most 1000000000, got 1000000000000000000000000000000",
+        ),
+        (
+            ["--code", "surface", "--distance", "1001", "--p", "0.01", "--rounds", "1"],
+            "distance must be at most 1000, got 1001",
+        ),
+        (
             ["--code", "bb72", "--rounds", "2", "--p", "0.001"],
             "bb72 r=2 p=0.001 cannot be decoded by matching",
         ),

@@ -41,7 +41,8 @@ def test_the_seed_determines_the_pairs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shift": -1}, "shift must be at least 0, got -1"),
+        ({"shift": -1}, r"shift must be in \[0, 8\], the size of the images, got -1"),
+        ({"shift": 10**20}, r"shift must be in \[0, 8\]"),
         ({"gain": 1.0}, r"gain must be in \[0, 1\), got 1.0"),
         ({"noise": np.inf}, "noise must be finite"),
         ({"n_pairs": 1}, r"n_pairs must be in \[2, 1797\], got 1"),

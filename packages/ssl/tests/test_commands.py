@@ -2,6 +2,7 @@ import csv
 import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -104,6 +105,16 @@ def test_notes_say_what_is_never_learned_and_what_is_unstable(views):
             ["--init-std", 50],
             "init_std must be small for steps to exist",
         ),
+        (
+            {"x": np.eye(3), "x_prime": np.eye(3)},
+            ["--init-std", 1e300],
+            "starts at inf, above one half; try 0.[0-9]",
+        ),
+        (
+            {"x": np.eye(3), "x_prime": np.eye(3)},
+            ["--learning-rate", 1e-320],
+            "learning_rate must give a finite number of steps",
+        ),
         ({"x": np.eye(3), "x_prime": np.eye(3)}, ["--learning-rate", -1], "learning_rate must be positive"),
         ({"x": np.eye(3), "x_prime": np.eye(3)}, ["--momentum", 1], r"momentum must be in \[0, 1\)"),
         (
@@ -135,6 +146,11 @@ def test_bad_files(tmp_path, views):
     (tmp_path / "damaged.npz").write_bytes(damaged)
     with pytest.raises(InputError, match="cannot read array 'x': the file is damaged"):
         call("predict", tmp_path / "damaged.npz")
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 10**5)}
+    with zipfile.ZipFile(tmp_path / "vast.npz", "w") as archive, archive.open("x.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+    with pytest.raises(InputError, match="cannot read array 'x': it does not fit into memory"):
+        call("predict", tmp_path / "vast.npz")
     np.save(tmp_path / "single.npy", np.eye(3))
     with pytest.raises(InputError, match="must be an .npz file with two arrays"):
         call("predict", tmp_path / "single.npy")

@@ -124,6 +124,13 @@ class TestAlignedSolution:
         np.testing.assert_allclose(at[0], 0.5, rtol=1e-9)
         np.testing.assert_allclose(at[1], 0.9, rtol=1e-9)
 
+    def test_a_start_too_small_to_be_squared_still_has_its_steps(self):
+        theory = StepwiseTheory.from_pairs(*random_pairs(5), 4)
+        # Each factor of ten delays every step by log(10) / (4 gamma).
+        near, far = theory.step_times(init_std=1e-100), theory.step_times(init_std=1e-300)
+        np.testing.assert_allclose(far - near, 200 * np.log(10) / (4 * theory.gamma), rtol=1e-12)
+        np.testing.assert_allclose(np.diag(theory.eigenvalues(far, init_std=1e-300)), 0.5, rtol=1e-9)
+
     def test_both_forms_of_the_step_time_agree_and_the_mixed_one_does_not(self):
         theory = StepwiseTheory.from_pairs(*random_pairs(5), 4)
         s = theory.initial_scales(init_std=1e-6)
@@ -259,6 +266,14 @@ class TestTraining:
         np.testing.assert_allclose(measure_steps(run.steps, run.eigenvalues).times, steps, atol=12)
         flow = optimiser_steps(theory.competing_steps(weights).times, learning_rate=0.02, momentum=0.9)
         assert (steps > 1.1 * flow).all()
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.5])
+    @pytest.mark.parametrize("learning_rate", [1e-6, 1e-12, 1e-200])
+    def test_steps_of_a_tiny_learning_rate_are_those_of_the_flow(self, learning_rate, momentum):
+        steps = optimiser_steps(2.0, learning_rate=learning_rate, momentum=momentum, gamma=1.0)
+        flow = 2.0 * (1 - momentum) / learning_rate
+        growth = 4 * learning_rate / (1 - momentum)  # per step, to leading order; its next order below
+        assert steps == pytest.approx(flow * (1 + growth / (1 - momentum) - growth / 2), rel=1e-9)
 
     @pytest.mark.parametrize("momentum", [0.0, 0.5])
     def test_stability_ends_at_the_largest_learning_rate(self, momentum):

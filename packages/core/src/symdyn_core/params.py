@@ -132,17 +132,20 @@ def run(model: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
     return outputs
 
 
-def check_data(inputs: object, targets: object) -> None:
+def check_samples(what: str, data: object) -> None:
+    """Raise InputError, naming ``what``, unless the data are a finite tensor of at least one sample."""
+    if not isinstance(data, Tensor):
+        raise InputError(f"{what} must be a torch.Tensor, got {type(data).__name__}")
+    if data.ndim == 0 or data.numel() == 0:
+        raise InputError(f"{what} must hold at least one sample, got shape {tuple(data.shape)}")
+    if not bool(torch.isfinite(data).all()):
+        raise InputError(f"{what} must be finite, got NaN or infinite entries")
+
+
+def check_data(inputs: Tensor, targets: Tensor) -> None:
     """Raise InputError unless both are finite tensors with the same, positive number of samples."""
-    for what, data in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(data, Tensor):
-            raise InputError(f"{what} must be a torch.Tensor, got {type(data).__name__}")
-        if data.ndim == 0 or data.numel() == 0:
-            raise InputError(f"{what} must hold at least one sample, got shape {tuple(data.shape)}")
-        if not bool(torch.isfinite(data).all()):
-            raise InputError(f"{what} must be finite, got NaN or infinite entries")
-    assert isinstance(inputs, Tensor)
-    assert isinstance(targets, Tensor)
+    check_samples("inputs", inputs)
+    check_samples("targets", targets)
     if len(inputs) != len(targets):
         raise InputError(
             f"inputs and targets must have the same length, got {len(inputs)} and {len(targets)}"

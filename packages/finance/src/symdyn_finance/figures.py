@@ -89,7 +89,7 @@ def _draw_wealth(axes: "Axes", market: "SymmetricMarket", theory: "MeanField") -
         centres, counts[there] / cell, error, fmt="o", ms=3.5, color=MEASUREMENT, label="measured, last step"
     )
     grid = np.geomspace(edges[0], edges[-1], 300)
-    if np.isfinite(theory.alpha):
+    if 1 < theory.alpha < np.inf:
         infinite = WealthLaw.inverse_gamma(theory.alpha).pdf(grid)
         label = rf"infinite market: inverse gamma, $\alpha={theory.alpha:.2f}$"
         axes.plot(grid, infinite, "--", color=RIVAL, label=label)

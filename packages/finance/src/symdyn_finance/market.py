@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+# Logarithm of the money that a run may end with: the square of a fortune is still a number then.
+MAX_LOG_MONEY = 300.0
+
 
 class Step(NamedTuple):
     """Holdings after a step, the price (cash per share) and the number of shares that changed hands."""
@@ -257,11 +260,17 @@ class SymmetricMarket:
             progress: called after every step with the number of steps done in this run.
 
         Raises:
-            InputError: ``steps`` or ``observe_every`` below 1.
+            InputError: ``steps`` or ``observe_every`` below 1, more steps than memory holds, or so much money
+                created that numbers overflow.
         """
         _check("steps", steps, steps >= 1 and float(steps).is_integer(), "a whole number >= 1")
         _check("observe_every", observe_every, observe_every >= 1, ">= 1")
-        path = MarketPath(self.time, *(np.full(steps, math.nan) for _ in range(5)))
+        mint = self.economy.mint
+        if mint > 0 and math.log(self.cash.sum()) + steps * math.log1p(mint) > MAX_LOG_MONEY:
+            raise InputError(
+                f"mint must not create more money than numbers hold, got {mint} in {steps} steps"
+            )
+        path = MarketPath(self.time, *(_full("steps", steps, math.nan) for _ in range(5)))
         for k in range(steps):
             if k % observe_every == 0:
                 wealth = self.wealth
@@ -283,9 +292,16 @@ def _check(name: str, value: float, holds: bool, expected: str) -> None:
         raise InputError(f"{name} must be {expected}, got {value}")
 
 
+def _full(name: str, size: int, value: float) -> Array:
+    try:
+        return np.full(size, value)
+    except (MemoryError, ValueError) as error:  # beyond what can be allocated, or even be an index
+        raise InputError(f"{name} must fit into memory, got {size}") from error
+
+
 def _holdings(name: str, values: ArrayLike | None, n_agents: int) -> Array:
     if values is None:
-        return np.ones(n_agents)
+        return _full("n_agents", n_agents, 1.0)
     holdings = np.array(values, dtype=float)
     if holdings.shape != (n_agents,):
         raise InputError(f"{name} must have shape (n_agents,) = ({n_agents},), got {holdings.shape}")

@@ -124,6 +124,10 @@ def train(
         raise InputError(f"learning_rate must be finite and above 0, got {learning_rate}")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise InputError(f"weight_decay must be finite and at least 0, got {weight_decay}")
+    largest = min(torch.finfo(parameter.dtype).max for parameter in model.parameters())
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if value > largest:
+            raise InputError(f"{name} must be at most {largest:.3g}, as the model's weights, got {value}")
     samples = len(task.train_inputs)
     if not 1 <= batch_size <= samples:
         raise InputError(f"batch_size must be in [1, n_samples={samples}], got {batch_size}")

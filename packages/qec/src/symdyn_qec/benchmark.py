@@ -4,19 +4,21 @@ Shots are fresh at every call: sinter seeds its workers from the operating syste
 What can be kept is the counts, in the CSV format of sinter (``resume``); a later call adds to them.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import sinter
 import stim
 
 from symdyn_core.errors import DependencyError, InputError, unknown
-from symdyn_qec.circuits import error_model, memory_circuit, read_circuit
+from symdyn_qec.circuits import check_rounds, error_model, memory_circuit, read_circuit
 from symdyn_qec.codes import NAMED
 from symdyn_qec.rates import block_to_per_logical, clopper_pearson
 
@@ -97,8 +99,10 @@ class Experiment:
         overrides it.
 
         Raises:
-            InputError: as :func:`symdyn_qec.circuits.read_circuit`.
+            InputError: ``rounds`` below 1, or as :func:`symdyn_qec.circuits.read_circuit`.
         """
+        if rounds is not None:
+            check_rounds(rounds)
         said = dict(re.findall(r"(?:^|,)(d|r|p)=([^,]*)", Path(path).stem))
         distance, named_rounds, p = (
             _number(said.get(key), kind) for key, kind in (("d", int), ("r", int), ("p", float))
@@ -307,13 +311,15 @@ def _kept(resume: str | os.PathLike[str] | None) -> dict[str, int]:
         if path.exists():
             with path.open("a"):
                 pass
+            if path.stat().st_size == 0:
+                raise ValueError("it is empty")
             return {stats.strong_id: stats.shots for stats in sinter.read_stats_from_csv_files(path)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(0, "permission denied")
+        with TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} does not hold counts in sinter's format: {error}") from error
     return {}
 
@@ -334,7 +340,9 @@ def _result(case: Experiment, stats: sinter.TaskStats) -> Result:
 
 
 def _number(text: str | None, kind: type[int] | type[float]) -> Any:
+    # A name that only looks like sinter's style says nothing.
     try:
-        return None if text is None else kind(text)
+        value = kind(text or "")
     except ValueError:
-        return None  # a name that only looks like sinter's style
+        return None
+    return value if math.isfinite(value) and value >= (1 if kind is int else 0) else None

@@ -18,6 +18,10 @@ from symdyn_core.errors import InputError, unknown
 from symdyn_qec import gf2
 from symdyn_qec.codes import NAMED, Basis, BivariateBicycleCode, bivariate_bicycle, check_basis
 
+# Far beyond what can be sampled, and small enough for Stim's counters.
+MAX_ROUNDS = 10**9
+MAX_DISTANCE = 1000
+
 # Beyond 3/4 a depolarising channel is no longer a mixture of Pauli errors.
 MAX_P = 0.75
 
@@ -291,9 +295,11 @@ def check_noise(p: float) -> None:
 
 
 def check_rounds(rounds: int) -> None:
-    """Raise InputError unless there is at least one round."""
+    """Raise InputError unless there is at least one round, and no more than a circuit can count."""
     if rounds < 1:
         raise InputError(f"rounds must be at least 1, got {rounds}")
+    if rounds > MAX_ROUNDS:
+        raise InputError(f"rounds must be at most {MAX_ROUNDS}, got {rounds}")
 
 
 def _generated(task: str, distance: int, rounds: int, p: float) -> stim.Circuit:
@@ -301,6 +307,8 @@ def _generated(task: str, distance: int, rounds: int, p: float) -> stim.Circuit:
     check_rounds(rounds)
     if distance < 2:
         raise InputError(f"distance must be at least 2, got {distance}")
+    if distance > MAX_DISTANCE:
+        raise InputError(f"distance must be at most {MAX_DISTANCE}, got {distance}")
     return stim.Circuit.generated(
         task,
         distance=distance,

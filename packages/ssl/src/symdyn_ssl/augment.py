@@ -21,7 +21,7 @@ def random_view(
     Args:
         images: shape ``(n, height, width)``.
         generator: where the randomness comes from.
-        shift: largest roll in pixels, at least 0.
+        shift: largest roll in pixels, in [0, max(height, width)].
         gain: largest relative change of brightness, in [0, 1).
         noise: standard deviation of the noise, in the images' unit, at least 0.
 
@@ -38,8 +38,10 @@ def random_view(
     """
     if images.ndim != 3 or images.size == 0:
         raise InputError(f"images must have shape (n, height, width), got {images.shape}")
-    if shift < 0:
-        raise InputError(f"shift must be at least 0, got {shift}")
+    if not 0 <= shift <= max(images.shape[1:]):
+        raise InputError(
+            f"shift must be in [0, {max(images.shape[1:])}], the size of the images, got {shift}"
+        )
     if not 0 <= gain < 1:
         raise InputError(f"gain must be in [0, 1), got {gain}")
     if not 0 <= noise < np.inf:

@@ -123,6 +123,8 @@ def _read_view(path: Path, archive: "np.lib.npyio.NpzFile", key: str) -> NDArray
         raise InputError(f"{path} has no array {key!r}; arrays found: {', '.join(archive.files) or 'none'}")
     try:
         view = archive[key]
+    except MemoryError as error:
+        raise InputError(f"{path}: cannot read array {key!r}: it does not fit into memory") from error
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         reason = "it holds pickled objects" if "allow_pickle" in str(error) else "the file is damaged"
         raise InputError(f"{path}: cannot read array {key!r}: {reason}") from error

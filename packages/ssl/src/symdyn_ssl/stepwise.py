@@ -195,9 +195,10 @@ class StepwiseTheory:
         >>> theory.step_times(weights0=[[0.005]]).round(4)              # log(1e4 - 1) / 32
         array([0.2878])
         """
-        initial = self.gamma * self.initial_scales(weights0=weights0, init_std=init_std) ** 2
-        with np.errstate(divide="ignore"):
-            return (np.log(np.maximum(1 - initial, 0)) - np.log(initial)) / (8 * self.gamma)
+        log_initial = self._log_initial(weights0, init_std)
+        with np.errstate(divide="ignore", over="ignore"):
+            log_left = np.log(np.maximum(1 - np.exp(log_initial), 0))
+            return np.asarray((log_left - log_initial) / (8 * self.gamma))
 
     def competing_steps(self, weights0: ArrayLike) -> CompetingSteps:
         """Return the steps with every direction competing, in the order in which they come.
@@ -233,10 +234,11 @@ class StepwiseTheory:
         times = np.asarray(t, dtype=np.float64)
         if not (np.isfinite(times) & (times >= 0)).all():
             raise InputError("t must be finite and at least 0")
-        initial = self.gamma * self.initial_scales(weights0=weights0, init_std=init_std) ** 2
-        left = (1 - initial) * np.exp(-8 * self.gamma * times[..., None])
-        # A direction that starts at zero stays there, also where the exponential has underflowed (0 / 0).
-        return np.divide(initial, initial + left, out=np.zeros_like(left), where=initial > 0)
+        log_initial = self._log_initial(weights0, init_std)
+        # A direction that starts at zero stays there: the exponential is infinite at every time.
+        with np.errstate(over="ignore"):
+            left = np.exp(-8 * self.gamma * times[..., None] - log_initial)
+            return np.asarray(1 / (1 + (1 - np.exp(log_initial)) * left))
 
     def loss(
         self, t: ArrayLike, *, weights0: ArrayLike | None = None, init_std: float | None = None
@@ -274,6 +276,12 @@ class StepwiseTheory:
             raise InputError(f"x must have {len(self.mean)} features, got {samples.shape[1]}")
         return np.asarray((samples - self.mean) @ self.directions.T / np.sqrt(self.gamma))
 
+    def _log_initial(self, weights0: ArrayLike | None, init_std: float | None) -> Array:
+        """Return the logarithm of each initial eigenvalue; the eigenvalue of a tiny start underflows."""
+        scales = self.initial_scales(weights0=weights0, init_std=init_std)
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.gamma) + 2 * np.log(scales))
+
     @property
     def _degrees(self) -> Array:
         """Dimensions of the embedding that are still free when each direction's turn comes."""
@@ -294,8 +302,8 @@ def optimiser_steps(
 
     $k = t (1 - \mu) / \eta$ for small steps. With ``gamma`` the growth that a finite step really makes is
     used: a small amplitude obeys $w_{k+1} = (1 + \mu + 4 \gamma \eta) w_k - \mu w_{k-1}$ and so grows by the
-        larger root
-    $z$ of $z^2 - (1 + \mu + 4 \gamma \eta) z + \mu = 0$ per step, hence $k = 4 \gamma t / \log z$.
+    larger root $z$ of $z^2 - (1 + \mu + 4 \gamma \eta) z + \mu = 0$ per step, hence
+    $k = 4 \gamma t / \log z$.
 
     Args:
         time: times, any shape.
@@ -321,7 +329,8 @@ def optimiser_steps(
     push = 4 * np.asarray(gamma, dtype=np.float64) * learning_rate
     # z - 1, written so that nothing cancels: the positive root of y^2 + (1 - momentum - push) y - push = 0.
     half = (1 - momentum - push) / 2
-    gain = np.sqrt(half**2 + push) - half
+    root = np.hypot(half, np.sqrt(push))
+    gain = np.where(half > 0, push / (root + np.abs(half)), root - half)
     return np.asarray(4 * np.asarray(gamma) * times / np.log1p(gain))
 
 

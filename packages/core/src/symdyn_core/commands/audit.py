@@ -1,9 +1,12 @@
 """``symdyn audit``: the symmetries of a network, what they conserve, what has collapsed, what to do."""
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from symdyn_core.commands.console import messages, output, progress_bar
 from symdyn_core.commands.examples import EXAMPLES
@@ -44,7 +47,7 @@ def audit(
 
         if epochs is not None:
             raise InputError("--epochs belongs to --example; a TARGET comes trained")
-        with messages().status(f"loading {target}"):
+        with messages().status(escape(f"loading {target}")):
             subject = load_target(target)
     else:
         subject = _train(str(example), seed, epochs)
@@ -52,7 +55,8 @@ def audit(
     from symdyn_core.symmetry.audit import audit as audit_model
 
     try:
-        with messages().status("auditing"):
+        # The model and the loss are the user's; what they print is not a result.
+        with messages().status("auditing"), redirect_stdout(sys.stderr):
             report = audit_model(subject.model, subject.loss_fn, subject.inputs, subject.targets, seed=seed)
     except InputError as error:
         raise TargetError(f"{target or example}: {error}") from error

@@ -106,6 +106,8 @@ def _check(returned: Any, text: str) -> Target:
         evaluate_loss(*returned)
     except InputError as error:
         raise TargetError(f"{text}: {error}") from error
+    except SystemExit as error:
+        raise TargetError(f"{text}: the model or the loss ends the program: SystemExit: {error}") from error
     return Target(*returned)
 
 

@@ -38,6 +38,8 @@ Array = NDArray[np.float64]
 # A unit counts as rescalable if phi(z) = phi'(z) z, and the loss as a function of the outer product if the
 # gradients rebuilt from it are autograd's; both hold to rounding in float64 or are off by their own size.
 IDENTITY_TOLERANCE = 1e-8
+# Noise below this fraction of what it is the difference of is rounding.
+ROUNDING = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ class BalanceNoise:
         """
         of_u, of_w = np.linalg.eigvalsh(self.outgoing), np.linalg.eigvalsh(self.incoming)
         # A singular matrix has eigenvalues of rounding size and either sign.
-        of_u, of_w = (np.where(v > 1e-13 * v[-1], v, 0.0) for v in (of_u, of_w))
+        of_u, of_w = (np.where(v > ROUNDING * v[-1], v, 0.0) for v in (of_u, of_w))
         lower = float(of_w[0] / of_u[-1]) if of_u[-1] > 0 else 0.0
         upper = float(of_w[-1] / of_u[0]) if of_u[0] > 0 else math.inf
         return lower, upper
@@ -298,7 +300,7 @@ class LayerBalance:
     def balancing_factors(self) -> Array:
         r"""Return the $\lambda$ of each unit for which $\lambda u_j,\,w_j/\lambda$ is balanced, (n_units,).
 
-        NaN for a unit that feels no noise at all, such as a ReLU that is never active.
+        NaN for a unit that feels no noise at all, such as a ReLU that is never active, or equal samples.
         """
         of_u, of_w = self.noise_traces
         return _fourth_root_of_ratio(of_u, of_w)
@@ -457,8 +459,9 @@ def _trace_of_covariance(vectors: Array, factors: Array) -> Array:
     """Tr Cov of ``vectors[n] * factors[n, j]`` over n, for each j."""
     means = factors.T @ vectors / len(vectors)
     squares = (vectors**2).sum(axis=1) @ factors**2 / len(vectors)
-    trace: Array = np.maximum(squares - (means**2).sum(axis=1), 0.0)
-    return trace
+    trace = squares - (means**2).sum(axis=1)
+    # Without noise the difference is of rounding size and either sign.
+    return np.where(trace > ROUNDING * squares, trace, 0.0)
 
 
 def _fourth_root_of_ratio(numerator: Array, denominator: Array) -> Array:

@@ -245,7 +245,7 @@ STUDY = Study(
             formula=r"w_i\ne0\ \Rightarrow\ |\partial L/\partial w_i|=\alpha",
             predict=strength,
             margin=1e-4,
-            because=FINITE_TRAINING,
+            because="training ends after finitely many steps, the gradient still moving in its fifth digit",
             rival=Rival("strength half the weight decay", lambda config: strength(config, 0.5)),
         ),
         Claim(

@@ -177,7 +177,7 @@ STUDY = Study(
             formula=r"\frac{d}{dt}\ln|uw|=\frac{2}{\eta}\mathbb{E}\ln|1+2\eta xy|\simeq 4(\beta_2-\alpha_3T)",
             predict=lambda config: landscape(config).discrete_growth_rate(config.learning_rate),
             margin=0.02,
-            because="finite number of steps; the law itself is exact near zero",
+            because="sampling: over four standard errors with the fewest networks; the law is exact",
             rival=Rival(
                 "noise twice as strong: the transition at half the critical temperature",
                 lambda config: misjudged_growth_rate(config, config.learning_rate, 2.0),

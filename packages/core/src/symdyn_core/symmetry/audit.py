@@ -37,10 +37,10 @@ class LayerAudit:
         fan_in: inputs of a unit.
         width: number of units.
         activation: name of the function applied to the units; ``output`` for the last layer.
-        charges: :math:`C_i=\|w^{in}_i\|^2-\|w^{out}_i\|^2` of every unit where gradient flow conserves it
+        charges: :math:`C_i=\|w^{out}_i\|^2-\|w^{in}_i\|^2` of every unit where gradient flow conserves it
             (for linear units: the diagonal of the charge matrix), else None.
         imbalance: :math:`\sum_i C_i/\sum_i(\|w^{in}_i\|^2+\|w^{out}_i\|^2)` in [-1, 1], or None; positive
-            where the incoming weights are the larger ones.
+            where the outgoing weights are the larger ones.
         unit_imbalances: the same for every unit.
         dead_units: hidden units whose activation is the same for every sample.
         faded_units: hidden units that move the next layer by less than a thousandth of what the
@@ -278,7 +278,7 @@ def _balance(own: Sequence[Symmetry], params: Params) -> _Balance:
     for symmetry in own:
         if isinstance(symmetry, PositiveRescaling | GeneralLinear):
             incoming, outgoing = symmetry.units.squared_norms(params)
-            charges, totals = incoming - outgoing, incoming + outgoing
+            charges, totals = outgoing - incoming, outgoing + incoming
             return _Balance(
                 charges=tuple(charges.tolist()),
                 imbalance=_ratio(float(charges.sum()), float(totals.sum())),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from symdyn_core.errors import InputError
-from symdyn_core.params import FrozenModel, Params, from_vector, to_vector
+from symdyn_core.params import FrozenModel, Params, check_samples, from_vector, to_vector
 from symdyn_core.random import torch_generator
 from symdyn_core.symmetry.kinds import (
     GeneralLinear,
@@ -157,6 +157,7 @@ def find_symmetries(
     """
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance must be in (0, 1), got {tolerance}")
+    check_samples("inputs", inputs)
     frozen = FrozenModel(model)
     samples = _spread(inputs, VERIFIED_SAMPLES)
     _check_deterministic(frozen, samples)

@@ -54,11 +54,6 @@ class Symmetry(ABC):
         """Dimension of the orbit through a generic point; 0 for a discrete group."""
         return 0
 
-    @property
-    def order(self) -> int | None:
-        """Number of group elements; None for a continuous group."""
-        return None
-
     @abstractmethod
     def random_element(self, generator: torch.Generator) -> Tensor:
         """Return a group element far from the identity, as :meth:`act` takes it."""
@@ -109,7 +104,7 @@ class PositiveRescaling(_UnitSymmetry):
     >>> rescaling.act(params, torch.tensor([2.0]))
     {'w': tensor([[6.]]), 'v': tensor([[1.]])}
     >>> rescaling.charge(params)
-    tensor([5.])
+    tensor([-5.])
     """
 
     kind = "positive rescaling"
@@ -134,13 +129,13 @@ class PositiveRescaling(_UnitSymmetry):
         return self.units.transform(params, lambda rows: rows * factors, lambda rows: rows / factors)
 
     def charge(self, params: Params) -> Tensor:
-        r"""Return :math:`C_i=\|w^{in}_i\|^2-\|w^{out}_i\|^2`, shape (units,).
+        r"""Return :math:`C_i=\|w^{out}_i\|^2-\|w^{in}_i\|^2`, shape (units,).
 
-        Source: arXiv 2402.07193, the Noether charge of A = diag(1 on incoming, -1 on outgoing); constant
+        Source: arXiv 2402.07193, the Noether charge of A = diag(1 on outgoing, -1 on incoming); constant
         under gradient flow, and :math:`\dot C=-2\lambda C` under the weight decay :math:`\lambda\theta`.
         """
         incoming, outgoing = self.units.squared_norms(params)
-        return incoming - outgoing
+        return outgoing - incoming
 
     def balancing_element(self, params: Params) -> Tensor:
         r"""Return the factors that make every charge zero, :math:`s_i^2=\|w^{out}_i\|/\|w^{in}_i\|`.
@@ -167,8 +162,6 @@ class Permutation(_UnitSymmetry):
     >>> swap.act(params, torch.tensor([1, 0]))
     {'w': tensor([[2.],
             [1.]]), 'v': tensor([[4., 3.]])}
-    >>> swap.order
-    2
     """
 
     kind = "permutation"
@@ -177,11 +170,6 @@ class Permutation(_UnitSymmetry):
     def group(self) -> str:
         """The symmetric group."""
         return f"S_{self.units.size}"
-
-    @property
-    def order(self) -> int:
-        """Number of orderings of the units."""
-        return math.factorial(self.units.size)
 
     def random_element(self, generator: torch.Generator) -> Tensor:
         """Return a random cycle through all units."""
@@ -218,11 +206,6 @@ class SignFlip(_UnitSymmetry):
     def group(self) -> str:
         """A sign for each unit."""
         return f"Z_2^{self.units.size}"
-
-    @property
-    def order(self) -> int:
-        """Two choices for each unit."""
-        return int(2**self.units.size)
 
     def random_element(self, generator: torch.Generator) -> Tensor:
         """Return random signs, at least one of them negative."""
@@ -293,12 +276,12 @@ class GeneralLinear(_UnitSymmetry):
         )
 
     def charge(self, params: Params) -> Tensor:
-        r"""Return :math:`C=w^{in}w^{in\,T}-w^{out}w^{out\,T}`, shape (units, units), symmetric.
+        r"""Return :math:`C=w^{out}w^{out\,T}-w^{in}w^{in\,T}`, shape (units, units), symmetric.
 
         Source: arXiv 2402.07193, the charges of all symmetric generators at once; re-derived.
         """
         incoming, outgoing = self.units.incoming_weights(params), self.units.outgoing_weights(params)
-        return incoming @ incoming.T - outgoing @ outgoing.T
+        return outgoing @ outgoing.T - incoming @ incoming.T
 
     def distance(self, params: Params) -> float:
         """Return the least singular value of all weights: the distance to a layer of lower rank.

@@ -2,8 +2,8 @@ r"""The lasso as a scikit-learn estimator, for losses that lasso solvers do not 
 
 Any differentiable loss of a linear model, L1-penalised, by minimising over two factors of each coefficient
 (see :mod:`symdyn_core.symmetry.sparsity`). For squared error, logistic, Huber or Poisson loss, prefer
-scikit-learn, celer or skglm: coordinate descent with screening gives the same coefficients 40 to 700 times
-faster. What remains for this one is the loss nobody has written a solver for, and teaching.
+scikit-learn, celer or skglm: coordinate descent with screening gives the same coefficients tens to hundreds
+of times faster. What remains for this one is the loss nobody has written a solver for, and teaching.
 """
 
 import math
@@ -44,7 +44,7 @@ class SpredLasso(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit
     exact zeros; without it coefficients below a thousandth of the largest become zero, which costs accuracy.
 
     It finds a global minimum if the loss is convex in its first argument. For squared error use
-    ``sklearn.linear_model.Lasso``: the same result, 40 to 700 times faster.
+    ``sklearn.linear_model.Lasso``: the same result, tens to hundreds of times faster.
 
     Args:
         alpha: strength of the penalty, > 0; that of ``Lasso`` under the default loss.

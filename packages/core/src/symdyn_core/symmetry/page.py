@@ -53,7 +53,7 @@ def _layers(report: "AuditReport") -> RenderableType:
     return Group(
         table,
         _legend(
-            "charge: squared norm of incoming minus that of outgoing weights, conserved by gradient flow; "
+            "charge: squared norm of outgoing minus that of incoming weights, conserved by gradient flow; "
             "imbalance: over their sum, in [-1, 1]. dead: constant on the data; faded: a thousandth of the "
             "strongest unit or less; copies: cosine ≥ 0.999. rank, eff. rank: of the weights; in use: "
             "effective rank of the activations."

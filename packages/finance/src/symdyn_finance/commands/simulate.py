@@ -60,15 +60,18 @@ def simulate(
 
     market = SymmetricMarket(agents, trade_rate, cash_preference, redistribution, income_risk, mint, seed)
     theory = mean_field(market)
+    # Whether there is a place for the results should be known before the work, not after it.
+    write_atomically(out / ".probe", "").unlink()
     with progress_bar() as bar:
         task = bar.add_task(f"{agents} agents", total=steps)
         path = market.run(steps, OBSERVE_EVERY, progress=lambda done: bar.update(task, completed=done))
 
     rows = compare(market, path, theory, skipped)
+    figure = to_svg(draw_market(market, path, theory, skipped))
     files = [
         write_atomically(out / "market.csv", path.to_frame().to_csv()),
         write_atomically(out / "wealth.csv", market.to_frame().to_csv()),
-        write_atomically(out / "figure.svg", to_svg(draw_market(market, path, theory, skipped))),
+        write_atomically(out / "figure.svg", figure),
     ]
     if as_json:
         document = {

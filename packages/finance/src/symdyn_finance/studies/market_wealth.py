@@ -14,7 +14,9 @@ $\mathrm{Var}\log p = H/(q(1-q))$ with the Herfindahl index $H$ of wealth; how a
 
 Set-up: everyone starts with the same cash and the same shares, so that all inequality is made by the market.
 After five renewal times of wealth, $1/(\kappa q)$ steps each, everything is averaged over eight more. Wealth
-is valued at the price at which expected supply meets expected demand, free of the noise of clearing.
+is valued at the price at which expected supply meets expected demand, free of the noise of clearing. The
+exponent is read from $\langle W\rangle\langle 1/W\rangle$ over all agents, which takes an inverse gamma for
+granted; the Gini coefficient and the figure hold that shape to account.
 
 Refuted if the exponent ignores how much of wealth is cash ($\alpha = 1 + 2\kappa/\sigma^2$), if inequality is
 what agents with a fixed portfolio would show, if the price is as calm as that of equal agents, or if it

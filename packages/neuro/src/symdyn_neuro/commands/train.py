@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from symdyn_core.commands.console import messages, number, output, progress_bar, say
+from symdyn_core.commands.console import number, output, progress_bar, say
 from symdyn_core.errors import InputError
 from symdyn_core.files import write_atomically
 from symdyn_neuro.rules import Rule
@@ -89,7 +89,7 @@ def train(
             write_atomically(out / "history.csv", history.to_csv()),
             write_atomically(out / "figure.svg", to_svg(history.figure())),
         ]
-        messages().print("wrote " + " and ".join(map(str, written)), soft_wrap=True)
+        say("wrote " + " and ".join(map(str, written)))
 
 
 @contextmanager

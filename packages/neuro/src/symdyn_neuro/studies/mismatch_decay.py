@@ -18,9 +18,10 @@ proportional to it, so that $1-\cos$ vanishes as its square, at twice the rate. 
 hidden layer is the gradient. The circuit then is as accurate as backpropagation.
 
 Refuted if the mismatch decays at any other rate (without decay it stays as it is), if the misalignment
-follows the mismatch itself instead of its square, or if a hidden layer keeps an update of its own. Accuracy
-alone does not tell the circuit from one with fixed random feedback, which learns the digits as well: the
-cosine does.
+follows the mismatch itself instead of its square, if a hidden layer keeps an update of its own, or if the
+circuit is no better than a readout of hidden layers that never learned. A network much wider than the default
+leaves that last question open, as its random features suffice for digits. Nor does accuracy tell the circuit
+from one with fixed random feedback, which learns the digits as well: the cosine does.
 """
 
 import math
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 TEST_SIZE = 599  # a third of the digits
+USUAL_ACCURACY = 0.95  # what backpropagation reaches, or a little less
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,26 @@ def rate(config: Config) -> float:
     return math.log(curve[1])
 
 
+def accuracy_gap_of_a_readout(config: Config, seed: int) -> float:
+    """Return the gap if the hidden layers kept their first weights: a least-squares readout of them."""
+    import torch
+
+    from symdyn_neuro.tasks import digits
+    from symdyn_neuro.training import perceptron
+
+    task = digits(seed=seed, test_size=TEST_SIZE)
+    sizes = [task.features, *[config.width] * config.hidden_layers, task.classes]
+    with torch.no_grad():
+        hidden = perceptron(sizes, seed=seed)[:-1]
+        features, unseen = (
+            torch.nn.functional.pad(hidden(inputs).double(), (0, 1), value=1.0)  # one feature for the bias
+            for inputs in (task.train_inputs, task.test_inputs)
+        )
+        labels = torch.nn.functional.one_hot(task.train_targets).double()
+        answers = (unseen @ (torch.linalg.pinv(features) @ labels)).argmax(dim=1)
+    return float((answers == task.test_targets).double().mean()) - USUAL_ACCURACY
+
+
 def draw(record: Record) -> "Figure":
     """Mismatch and misalignment against the number of steps, on a logarithmic scale."""
     from matplotlib.figure import Figure
@@ -167,7 +189,7 @@ STUDY = Study(
     ),
     version=1,
     config=Config,
-    presets={"quick": {}, "full": {"weight_decay": 0.005, "width": 128, "duration": 6.0}},
+    presets={"quick": {}, "full": {"weight_decay": 0.005, "duration": 6.0}},
     claims=[
         Claim(
             "mismatch_rate",
@@ -209,8 +231,8 @@ STUDY = Study(
             margin=0.015,
             because="the circuit takes another way to its features before it is assembled",
             rival=Rival(
-                "no hidden layer learns without weight transport: chance, 1/10, instead of about 0.95",
-                lambda config: 1 / 10 - 0.95,
+                "no hidden layer learns without weight transport, only the readout does",
+                accuracy_gap_of_a_readout,
             ),
         ),
     ],

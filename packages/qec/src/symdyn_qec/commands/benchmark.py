@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from symdyn_core.commands.console import messages, output, progress_bar
+from symdyn_core.commands.console import output, progress_bar, say
 from symdyn_core.errors import InputError
 from symdyn_core.files import write_atomically
 from symdyn_qec.commands.many import spread
@@ -107,7 +107,7 @@ def benchmark(
         )
     except KeyboardInterrupt:
         kept = f"the counts so far are in {resume}" if resume else "--resume FILE would have kept the counts"
-        messages().print(f"interrupted; {kept}", soft_wrap=True)
+        say(f"interrupted; {kept}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if bar.live.is_started:
@@ -124,7 +124,7 @@ def benchmark(
             write_atomically(out / "results.csv", result.to_csv()),
             write_atomically(out / "figure.svg", to_svg(result.figure())),
         ]
-        messages().print("wrote " + " and ".join(map(str, written)), soft_wrap=True)
+        say("wrote " + " and ".join(map(str, written)))
 
 
 def _experiments(

@@ -21,7 +21,9 @@ CLOSE = 0.9
 
 
 def predict(
-    views: Annotated[Path, typer.Argument(help="An .npz file with the two views of each sample.")],
+    views: Annotated[
+        Path, typer.Argument(metavar="VIEWS.npz", help="An .npz file with the two views of each sample.")
+    ],
     dim: Annotated[
         int | None, typer.Option(help="Width of the embedding.", show_default="8, or fewer features")
     ] = None,
@@ -74,10 +76,12 @@ def predicted_steps(
     theory: "StepwiseTheory", init_std: float, learning_rate: float | None, momentum: float
 ) -> list[dict[str, Any]]:
     """Return one row per direction that is learned, in order; a quantity not asked for is None."""
+    import numpy as np
+
     from symdyn_ssl.stepwise import optimiser_steps
 
     if (largest := largest_initial(theory, init_std)) >= 0.5:
-        small = init_std * (NOT_SMALL / largest) ** 0.5
+        small = (NOT_SMALL / largest_initial(theory, 1.0)) ** 0.5
         raise InputError(
             f"init_std must be small for steps to exist, got {init_std:g}, at which an eigenvalue starts "
             f"at {largest:.2g}, above one half; try {small:.1g}"
@@ -90,9 +94,11 @@ def predicted_steps(
         "width": theory.widths,
     }
     if learning_rate is not None:
-        columns["step"] = optimiser_steps(
-            times, learning_rate=learning_rate, momentum=momentum, gamma=theory.gamma
-        )
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            steps = optimiser_steps(times, learning_rate=learning_rate, momentum=momentum, gamma=theory.gamma)
+        if not np.isfinite(steps).all():
+            raise InputError(f"learning_rate must give a finite number of steps, got {learning_rate}")
+        columns["step"] = steps
     elif not 0 <= momentum < 1:
         raise InputError(f"momentum must be in [0, 1), got {momentum}")
     columns["loss_after"] = theory.plateaus[1:]
@@ -104,7 +110,10 @@ def predicted_steps(
 
 def largest_initial(theory: "StepwiseTheory", init_std: float) -> float:
     """Return the largest eigenvalue of the embeddings' covariance at initialisation."""
-    return float((theory.gamma * theory.initial_scales(init_std=init_std) ** 2).max())
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return float((theory.gamma * theory.initial_scales(init_std=init_std) ** 2).max())
 
 
 def remarks_on(
