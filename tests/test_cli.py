@@ -122,13 +122,17 @@ def test_a_failing_study_is_one_row_and_the_exit_status_says_so(cli, coin_packag
             ["run", "coin.coin", "--preset", "slow"],
             "error: coin.coin has no preset 'slow'; expected one of quick, full",
         ),
-        (["run", "coin.coin", "--repetitions", "0"], "error: --repetitions must be at least 1, got 0"),
+        (
+            ["run", "coin.coin", "--set", "bias=0.2", "--set", "bias=0.3"],
+            "error: --set gives bias twice: 0.2",
+        ),
+        (["run", "coin.coin", "--repetitions", "0"], "error: --repetitions must be in [1, 10000], got 0"),
         (["run", "coin.coin", "--jobs", "0"], "error: jobs must be positive, or -1 for one per core, got 0"),
         (
             ["run", "coin.coin", "--engine", "dask"],
             "error: the dask engine, and only it, needs --scheduler ADDRESS",
         ),
-        (["run", "coin.coin", "--out", "/dev/null/x"], "error: cannot write to /dev/null/x/.writable:"),
+        (["run", "coin.coin", "--out", "/dev/null/x"], "error: cannot write to /dev/null/x: Not a directory"),
         (["run", "coin.coin", "--seed", "one"], "error: Invalid value for '--seed'"),
         (["runn"], "error: No such command 'runn'"),
         (["show", "nothing"], "error: unknown study 'nothing'"),
@@ -142,6 +146,32 @@ def test_bad_input_gets_one_line_and_status_2(cli, arguments, message):
     assert result.stdout == ""
     assert result.stderr.startswith(message)
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_messages_are_printed_as_they_are(cli):
+    assert cli("audit", "missing.py:ok").stderr.startswith("error: missing.py")
+    assert ":ok" in cli("audit", "missing.py:ok").stderr
+    assert "[b]:ok:" in cli("gallery", "--out", "[b]:ok:").stderr
+
+
+def test_bad_input_leaves_nothing_behind(cli, tmp_path):
+    cli("run", "coin.coin", "--set", "bias=9", "--out", "results/here")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("group", [[], ["qec"], ["ssl"]], ids=str)
+def test_a_bare_command_prints_its_help_and_nothing_else(cli, group):
+    result = cli(*group)
+    assert "Usage: symdyn" in result.stdout + result.stderr
+    assert "error:" not in result.stderr
+
+
+def test_a_full_disk_is_one_line(coin_package, tmp_path):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [str(SYMDYN), "list"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+    assert (result.returncode, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
 
 
 def test_show_and_cite(cli):

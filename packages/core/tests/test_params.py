@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from symdyn_core.errors import InputError
-from symdyn_core.params import FrozenModel, evaluate_loss, from_vector, to_vector
+from symdyn_core.params import FrozenModel, evaluate_loss, from_vector, frozen_copy, to_vector
 
 shapes = st.lists(st.lists(st.integers(0, 4), min_size=0, max_size=3).map(tuple), min_size=1, max_size=4)
 
@@ -200,3 +200,38 @@ def test_what_does_not_fit_together_is_refused_in_one_line(model, loss_fn, input
     with pytest.raises(InputError, match=message) as caught:
         evaluate_loss(model, loss_fn, inputs, targets)
     assert "\n" not in str(caught.value)
+
+
+class Uninitialised(nn.Module):
+    def __init__(self):
+        pass
+
+
+class Uncopyable(nn.Linear):
+    def __deepcopy__(self, memo):
+        raise ValueError("one of a kind")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Uninitialised(), r"Uninitialised.__init__ must call super"),
+        (nn.Linear(2, 1, device="meta"), "'weight' must hold numbers, got one on the meta device"),
+        (nn.utils.skip_init(Uncopyable, 2, 1), "model cannot be copied: ValueError: one of a kind"),
+    ],
+    ids=["uninitialised", "meta", "uncopyable"],
+)
+def test_models_that_cannot_be_evaluated_are_named(model, message):
+    if isinstance(model, Uncopyable):
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+    with pytest.raises(InputError, match=message):
+        frozen_copy(model)
+
+
+def test_sparse_data_and_complex_losses_are_named():
+    ones = torch.ones(3, 2)
+    with pytest.raises(InputError, match=r"inputs must be a dense tensor of numbers, got torch.sparse_coo"):
+        evaluate_loss(nn.Identity(), mse_loss, ones.to_sparse(), ones)
+    with pytest.raises(InputError, match=r"the loss must be real, got torch.complex64"):
+        evaluate_loss(nn.Identity(), lambda outputs, targets: outputs.sum() * 1j, ones, ones)

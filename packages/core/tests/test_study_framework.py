@@ -149,9 +149,10 @@ def test_a_record_of_other_code_is_measured_again(coin, tmp_path):
 
 def test_a_damaged_record_is_named(coin, tmp_path):
     record = completed(coin, tmp_path, repetitions=2)
-    (record.folder(tmp_path) / "record.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read .* delete the folder or pass --force"):
-        Record(coin, "quick", record.config, 0).resumed(tmp_path)
+    for name in ("samples.csv", "record.json"):
+        (record.folder(tmp_path) / name).write_text("{")
+        with pytest.raises(InputError, match="cannot be read .* delete the folder or pass --force"):
+            Record(coin, "quick", record.config, 0).resumed(tmp_path)
 
 
 def test_nothing_half_written_is_left_behind(coin, tmp_path):
@@ -260,9 +261,10 @@ def test_the_gallery_names_a_study_that_cannot_be_loaded(coin, coin_package, tmp
 
 def test_a_file_that_is_not_a_record_is_named(coin, tmp_path):
     (tmp_path / "coin.coin" / "x").mkdir(parents=True)
-    (tmp_path / "coin.coin" / "x" / "record.json").write_text("[]")
-    with pytest.raises(InputError, match="record.json is not a record"):
-        write_gallery(tmp_path)
+    for text in ("[]", "{", '{"schema": 1}', "\0"):
+        (tmp_path / "coin.coin" / "x" / "record.json").write_text(text)
+        with pytest.raises(InputError, match="record.json is not a record"):
+            write_gallery(tmp_path)
 
 
 def test_a_gallery_of_nothing_is_refused(tmp_path):

@@ -24,6 +24,10 @@ class DependencyError(SymdynError, ImportError):
     """An optional dependency is missing; the message names the extra that brings it."""
 
 
+class Interrupted(SymdynError):
+    """The user stopped a command; the message says what is kept and how to go on."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
     """Return the message for a name that does not exist, with the nearest ones that do.
 

@@ -33,6 +33,22 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
     return path
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Find out before the work, not after it, whether results have a place; create nothing.
+
+    Raises:
+        InputError: neither the folder nor, where it does not exist yet, its nearest ancestor takes files.
+    """
+    ancestor = Path(folder).absolute()
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    try:
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
 def _umask() -> int:
     # mkstemp creates private files; the result should have the permissions of any other file of the user.
     mask = os.umask(0)

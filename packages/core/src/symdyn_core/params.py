@@ -57,23 +57,27 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if "_parameters" not in vars(model):
+        raise InputError(f"{type(model).__name__}.__init__ must call super().__init__() of torch.nn.Module")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise InputError(f"parameter {name!r} is not initialised yet; run the lazy model once first")
+        if parameter.is_meta:
+            raise InputError(f"parameter {name!r} must hold numbers, got one on the meta device")
         if parameter.is_complex():
             raise InputError(f"parameter {name!r} must be real, got {parameter.dtype}")
         if not bool(torch.isfinite(parameter.detach()).all()):
             raise InputError(f"parameter {name!r} must be finite, got NaN or infinite entries")
     try:
-        private = copy.deepcopy(model)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+        private = copy.deepcopy(model).requires_grad_(False).eval()
+    except Exception as error:
         raise InputError(f"model cannot be copied: {_one_line(error)}") from error
     for module in private.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     for parameter in private.parameters():
         parameter.grad = None
-    return private.requires_grad_(False).eval()
+    return private
 
 
 class FrozenModel:
@@ -136,6 +140,8 @@ def check_samples(what: str, data: object) -> None:
     """Raise InputError, naming ``what``, unless the data are a finite tensor of at least one sample."""
     if not isinstance(data, Tensor):
         raise InputError(f"{what} must be a torch.Tensor, got {type(data).__name__}")
+    if data.layout is not torch.strided or data.is_quantized or data.is_meta:
+        raise InputError(f"{what} must be a dense tensor of numbers, got {data.layout} of {data.dtype}")
     if data.ndim == 0 or data.numel() == 0:
         raise InputError(f"{what} must hold at least one sample, got shape {tuple(data.shape)}")
     if not bool(torch.isfinite(data).all()):
@@ -180,6 +186,8 @@ def evaluate_loss(model: nn.Module, loss_fn: LossFunction, inputs: Tensor, targe
             raise InputError(f"the loss fails on {shapes}: {_one_line(error)}") from error
     if loss.numel() != 1:
         raise InputError(f"the loss must be one number, got shape {tuple(loss.shape)}")
+    if loss.is_complex():
+        raise InputError(f"the loss must be real, got {loss.dtype}")
     if not math.isfinite(loss.item()):
         raise InputError(f"the loss must be finite, got {loss.item()}")
     return float(loss)

@@ -15,7 +15,7 @@ from rich.progress import (
 
 def output() -> Console:
     """Return the console for results: as wide as the terminal, 120 columns in a file or a pipe."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120
     return console
@@ -23,7 +23,7 @@ def output() -> Console:
 
 def messages() -> Console:
     """Return the console for progress, hints and errors."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(line: str) -> None:

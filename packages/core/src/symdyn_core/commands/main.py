@@ -12,9 +12,9 @@ from symdyn_core import __version__
 from symdyn_core.commands import studies
 from symdyn_core.commands.audit import audit
 from symdyn_core.commands.console import say
-from symdyn_core.errors import SymdynError
+from symdyn_core.errors import Interrupted, SymdynError
 
-INTERRUPTED = 130
+BAD_INPUT, INTERRUPTED = 2, 130
 
 # Some versions of typer carry a click of their own: its exceptions are reached through the public one.
 UsageError: Any
@@ -72,29 +72,34 @@ def main() -> None:
     studies.show_tracebacks = debug
     add_applications()
     try:
-        status = app(arguments, standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
+        status = app(arguments, standalone_mode=False) or 0
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C in a command that does not handle it
+            say("interrupted")
+    except Interrupted as stop:
+        say(f"interrupted; {stop}")
         status = INTERRUPTED
-    except (SymdynError, ClickException) as error:
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        status = INTERRUPTED
+    except (SymdynError, ClickException, OSError) as error:
         if debug:
             traceback.print_exc()
         status = _complain(error)
-    except BrokenPipeError:
-        # The reader (`symdyn list | head`) has seen enough; keep the interpreter from flushing into the void.
+    try:
+        sys.stdout.flush()
+    except OSError:  # already reported: nobody reads on, or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    if status == INTERRUPTED:  # also what typer makes of Ctrl-C
-        say("interrupted; what is finished is kept, the same command continues from there")
-    sys.exit(status or 0)
+    sys.exit(status)
 
 
 def _complain(error: Any) -> int:
     text = error.format_message() if isinstance(error, ClickException) else str(error)
     line = " ".join(text.split())
-    if isinstance(error, UsageError) and error.ctx is not None:
+    if line and isinstance(error, UsageError) and error.ctx is not None:
         line = f"{line.rstrip('.')} (see `{error.ctx.command_path} --help`)"
-    say(f"error: {line}")
-    return 2
+    if line:  # a bare command has printed its help instead
+        say(f"error: {line}")
+    return BAD_INPUT
 
 
 if __name__ == "__main__":

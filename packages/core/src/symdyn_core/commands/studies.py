@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from symdyn_core.commands.console import VERDICT_STYLE, messages, number, output, progress_bar
-from symdyn_core.errors import InputError, SymdynError
+from symdyn_core.errors import InputError, Interrupted, SymdynError
 
 if TYPE_CHECKING:
     from symdyn_core.study.record import Record
@@ -25,6 +25,8 @@ OutOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
 StudyId = Annotated[str, typer.Argument(metavar="ID", help="A study, as `symdyn list` names it.")]
+
+MOST_REPETITIONS = 10_000
 
 show_tracebacks = False  # set by `symdyn --debug`
 
@@ -111,17 +113,18 @@ def run(
 
     Exit status: 0 if every claim is CONFIRMED, 1 if some is not, 2 for bad input.
     """
+    from symdyn_core.files import check_writable
     from symdyn_core.study import runner
     from symdyn_core.study.registry import select
 
     overrides = _parse_settings(settings or [])
-    if repetitions is not None and repetitions < 1:
-        raise InputError(f"--repetitions must be at least 1, got {repetitions}")
+    if repetitions is not None and not 1 <= repetitions <= MOST_REPETITIONS:
+        raise InputError(f"--repetitions must be in [1, {MOST_REPETITIONS}], got {repetitions}")
     where = runner.Engine(engine, jobs, scheduler)
-    _check_writable(out)
     entries = select(ids or [])
     if overrides and len(entries) != 1:
         raise InputError(f"--set needs exactly one study ID, got {len(entries)} studies")
+    check_writable(out)
     start = time.perf_counter()
     records, broken = _prepare(entries, preset, overrides, seed, out, force)
     targets = [repetitions or record.study.repetitions for record in records]
@@ -144,7 +147,7 @@ def gallery(out: OutOption = Path("out")) -> None:
 
     with messages().status("writing the gallery"):
         index = write_gallery(out)
-    output().print(f"gallery: {index}", soft_wrap=True)
+    output().print(f"gallery: {index}", markup=False, soft_wrap=True)
 
 
 def cite(study_id: StudyId) -> None:
@@ -167,26 +170,20 @@ def _load_one(study_id: str) -> "Study":
         raise InputError(unknown("study", study_id, known))
     try:
         return load(known[study_id])
-    except (ImportError, TypeError) as error:
-        raise InputError(f"{study_id} cannot be loaded: {error}") from error
+    except Exception as error:
+        raise InputError(f"{study_id} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _parse_settings(settings: list[str]) -> dict[str, str]:
-    parsed = {}
+    parsed: dict[str, str] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise InputError(f"--set expects NAME=VALUE, got {text!r}")
+        if name in parsed:
+            raise InputError(f"--set gives {name} twice: {parsed[name]} and {value}")
         parsed[name] = value
     return parsed
-
-
-def _check_writable(out: Path) -> None:
-    """Find out before an hour of work, not after it, that the results have no place."""
-    from symdyn_core.files import write_atomically
-
-    probe = write_atomically(out / ".writable", "")
-    probe.unlink()
 
 
 def _prepare(
@@ -232,7 +229,10 @@ def _run_with_progress(records: "list[Record]", targets: list[int], out: Path, e
             if outcome.trace and show_tracebacks:
                 print(outcome.trace, file=sys.stderr)  # noqa: T201
 
-        return runner.run(records, targets, out=out, engine=engine, on_repetition=advance)
+        try:
+            return runner.run(records, targets, out=out, engine=engine, on_repetition=advance)
+        except KeyboardInterrupt:
+            raise Interrupted("what is finished is kept, the same command continues from there") from None
 
 
 def _finish(record: "Record", target: int, out: Path, *, changed: bool) -> dict[str, Any]:

@@ -64,9 +64,10 @@ def latest_document(out: Path, study_id: str) -> dict[str, Any] | None:
     for path in reversed(paths):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            current = document["schema"] == SCHEMA
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not a record ({error}); delete its folder") from error
+            current = document["schema"] == SCHEMA and bool(document["id"] and document["verdict"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} is not a record ({reason}); delete its folder") from error
         if current:
             return {**document, "folder": path.parent}
     return None

@@ -29,6 +29,7 @@ from symdyn_core.study.spec import Study
 
 SCHEMA = 1
 UNFINISHED = "UNFINISHED"
+COLUMNS = ["repetition", "measurement", "index", "value"]
 
 # A measurement: named scalars or (nested) lists of numbers.
 Measurements = Mapping[str, Any]
@@ -244,7 +245,7 @@ def to_csv(samples: Mapping[int, Measurements]) -> str:
     """Write samples as tidy rows: repetition, measurement, index (``3`` or ``3;0``; empty: scalar), value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["repetition", "measurement", "index", "value"])
+    writer.writerow(COLUMNS)
     for repetition in sorted(samples):
         for name, value in samples[repetition].items():
             for index, number in _flatten(value):
@@ -255,7 +256,10 @@ def to_csv(samples: Mapping[int, Measurements]) -> str:
 def from_csv(text: str) -> dict[int, dict[str, Any]]:
     """Read what :func:`to_csv` wrote, number for number."""
     samples: dict[int, dict[str, Any]] = {}
-    for row in csv.DictReader(io.StringIO(text)):
+    reader = csv.DictReader(io.StringIO(text))
+    if reader.fieldnames != COLUMNS:
+        raise ValueError(f"samples.csv must have the columns {COLUMNS}, got {reader.fieldnames}")
+    for row in reader:
         sample = samples.setdefault(int(row["repetition"]), {})
         number = float(row["value"]) if set(row["value"]) & set(".einf") else int(row["value"])
         if not row["index"]:

@@ -125,7 +125,11 @@ class ActivityMoments:
     def covariance(self) -> Tensor:
         """Covariance of the activations, shape (units, units)."""
         mean = self._sum / self.count
-        return self._squares / self.count - torch.outer(mean, mean)
+        covariance = self._squares / self.count - torch.outer(mean, mean)
+        if not bool(torch.isfinite(covariance).all()):
+            largest = float(torch.maximum(self._least.abs(), self._most.abs()).max())
+            raise InputError(f"activations must have squares that fit a float64, got {largest:.3g}")
+        return covariance
 
     @property
     def constant(self) -> Tensor:

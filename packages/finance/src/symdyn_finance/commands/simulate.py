@@ -52,7 +52,7 @@ def simulate(
     if not 0 <= skipped <= steps - 10:
         raise InputError(f"--warm-up must be in [0, steps - 10 = {steps - 10}], got {skipped}")
 
-    from symdyn_core.files import write_atomically
+    from symdyn_core.files import check_writable, write_atomically
     from symdyn_core.study.plots import to_svg
     from symdyn_finance.figures import draw_market
     from symdyn_finance.market import SymmetricMarket
@@ -60,8 +60,7 @@ def simulate(
 
     market = SymmetricMarket(agents, trade_rate, cash_preference, redistribution, income_risk, mint, seed)
     theory = mean_field(market)
-    # Whether there is a place for the results should be known before the work, not after it.
-    write_atomically(out / ".probe", "").unlink()
+    check_writable(out)
     with progress_bar() as bar:
         task = bar.add_task(f"{agents} agents", total=steps)
         path = market.run(steps, OBSERVE_EVERY, progress=lambda done: bar.update(task, completed=done))

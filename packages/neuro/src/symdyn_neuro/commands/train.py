@@ -10,7 +10,7 @@ import typer
 
 from symdyn_core.commands.console import number, output, progress_bar, say
 from symdyn_core.errors import InputError
-from symdyn_core.files import write_atomically
+from symdyn_core.files import check_writable, write_atomically
 from symdyn_neuro.rules import Rule
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def train(
     if example not in EXAMPLES:
         raise InputError(f"unknown example {example!r}; expected one of {', '.join(EXAMPLES)}")
     if out is not None:
-        # Whether there is a place for the results should be known before the work, not after it.
-        write_atomically(out / ".probe", "").unlink()
+        check_writable(out)
 
     from symdyn_neuro import training
     from symdyn_neuro.history import History

@@ -2,23 +2,20 @@
 
 import json
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperCommand
 
 from symdyn_core.commands.console import output, progress_bar, say
-from symdyn_core.errors import InputError
-from symdyn_core.files import write_atomically
+from symdyn_core.errors import InputError, Interrupted
+from symdyn_core.files import check_writable, write_atomically
 from symdyn_qec.commands.many import spread
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from symdyn_qec.benchmark import Benchmark, Experiment
-
-INTERRUPTED = 130
 
 
 class BenchmarkCommand(TyperCommand):
@@ -87,7 +84,7 @@ def benchmark(
 
     names = list(dict.fromkeys(decoders or ["pymatching"]))
     if out is not None:
-        _check_folder(out)
+        check_writable(out)
     bar = progress_bar()
     task = bar.add_task("shots", total=max(shots, 0) * len(experiments) * len(names))
 
@@ -107,8 +104,7 @@ def benchmark(
         )
     except KeyboardInterrupt:
         kept = f"the counts so far are in {resume}" if resume else "--resume FILE would have kept the counts"
-        say(f"interrupted; {kept}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise Interrupted(kept) from None
     finally:
         if bar.live.is_started:
             bar.stop()
@@ -179,16 +175,6 @@ def _rounds(text: str) -> int | None:
         return int(text)
     except ValueError as error:
         raise InputError(f"--rounds must be a whole number or d, got {text!r}") from error
-
-
-def _check_folder(out: Path) -> None:
-    """Find out before the work, not after it, whether there is a place for the results."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
 def _is_number(word: str) -> bool:
