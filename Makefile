@@ -10,7 +10,7 @@ SOURCES  := $(foreach p,$(PACKAGES),packages/$(p)/src)
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup studies test verify lint format bench gallery papers lock clean
+.PHONY: help setup studies test verify lint format bench wheels gallery papers lock clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ format: setup  ## Let ruff mend what it can
 bench: setup  ## Run every package's benchmarks against its peers
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e packages/finance[bench]
 	@for script in packages/*/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+wheels: setup  ## Build the five wheels into dist/
+	@for package in $(PACKAGES); do (cd packages/$$package && ../../$(BIN)/python -m hatchling build -t wheel -d ../../dist) || exit 1; done
 
 gallery: setup  ## Write out/index.html from the records there are
 	@$(BIN)/symdyn gallery

@@ -41,6 +41,7 @@ Set-up: toss a coin of known bias many times. The claim would be refuted if the 
 over independent repetitions, lay outside the margin around the bias. This text is here to be long enough.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +54,14 @@ from symdyn_core.study.plots import draw_claims
 class Config:
     bias: float = setting(0.3, valid=(0.1, 0.45), verify=(0.2,), help="probability of heads")
     tosses: int = setting(2000, valid=(100, 100_000), help="per repetition")
-    mood: str = setting("calm", choices=("calm", "raising", "nan"), help="what goes wrong")
+    mood: str = setting("calm", choices=("calm", "raising", "nan", "dying"), help="what goes wrong")
 
 
 def measure(config, seed):
     if config.mood == "raising":
         raise RuntimeError("the coin rolled away")
+    if config.mood == "dying":
+        os._exit(1)
     heads = np.random.default_rng(seed).random(config.tosses) < config.bias
     return {"heads": float("nan") if config.mood == "nan" else heads.mean(), "first": heads[:5].tolist()}
 

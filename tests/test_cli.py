@@ -106,6 +106,13 @@ def test_a_failing_study_is_one_row_and_the_exit_status_says_so(cli, coin_packag
     assert "Traceback" in cli("run", "coin.coin", "--set", "mood=raising", "--force", "--debug").stderr
 
 
+def test_the_death_of_a_worker_is_one_line(cli):
+    result = cli("run", "coin.coin", "--set", "mood=dying", "--jobs", "2")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: a worker process died")
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -46,7 +46,7 @@ def test_settings_from_the_command_line_take_the_type_of_the_setting(coin):
         ({"bias": 0.9}, r"coin.coin: bias must be in \[0.1, 0.45\], got 0.9"),
         ({"bias": "nan"}, "coin.coin: bias must be finite, got nan"),
         ({"tosses": "100.5"}, "coin.coin: tosses must be a whole number, got '100.5'"),
-        ({"mood": "sad"}, "coin.coin: mood must be one of calm, raising, nan, got 'sad'"),
+        ({"mood": "sad"}, "coin.coin: mood must be one of calm, raising, nan, dying, got 'sad'"),
     ],
 )
 def test_bad_settings_say_what_was_expected(coin, overrides, message):

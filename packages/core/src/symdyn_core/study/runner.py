@@ -11,13 +11,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from symdyn_core.errors import DependencyError, InputError
+from symdyn_core.errors import DependencyError, InputError, SymdynError
 from symdyn_core.study.record import Measurements, Record, plain, repetition_seed
 
 
@@ -93,6 +94,9 @@ def run(
         out: folder of the records; nothing is written without it.
         engine: local processes by default.
         on_repetition: called with the record, and what came back, after each repetition.
+
+    Raises:
+        SymdynError: a worker process died under its task.
     """
     import joblib
 
@@ -106,7 +110,7 @@ def run(
     engine = engine or Engine()
     if engine.name == "local" and len(tasks) == 1:
         engine = Engine(jobs=1)  # a pool of processes costs more than it brings
-    with engine.activate():
+    with engine.activate(), _worker_deaths_named():
         outcomes = joblib.Parallel(return_as="generator_unordered")(
             joblib.delayed(_task)(index, k, *_measurement(state[index], k)) for index, k in tasks
         )
@@ -135,6 +139,17 @@ def run_repetition(
     except Exception as error:  # noqa: BLE001  # a study that raises is an ERROR row; the others still run
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(None, time.perf_counter() - start, reason, traceback.format_exc())
+
+
+@contextmanager
+def _worker_deaths_named() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise SymdynError(
+            "a worker process died, perhaps for lack of memory; what is finished is kept, "
+            "and --jobs 1 runs the rest one by one"
+        ) from error
 
 
 @contextmanager
