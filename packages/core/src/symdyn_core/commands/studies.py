@@ -56,23 +56,23 @@ def show(study_id: StudyId) -> None:
     """Show a study: its text, claims, settings and presets."""
     import dataclasses
 
-    from rich.markdown import Markdown
+    from rich.padding import Padding
 
     study = _load_one(study_id)
     console = output()
     console.print(f"[bold]{study.id}[/]  {escape(study.title)}  (version {study.version})")
     console.print(f"{study.paper.title}. {study.paper.authors}. arXiv:{study.paper.arxiv}", style="dim")
     console.print(f"Tested: {escape(study.paper.result)}\n")
-    console.print(Markdown(study.text))
-    claims = Table(
-        "claim", "law", "predicted", "margin", "because", "rival", title="Claims", title_justify="left"
-    )
+    for paragraph in study.text.split("\n\n"):
+        console.print(" ".join(paragraph.split()) + "\n", markup=False)
     config = study.configure("quick")
     for claim in study.claims:
         margin = f"{100 * claim.margin:g} %" if claim.relative else number(claim.margin)
-        predicted = "per repetition" if claim.per_repetition else number(claim.predict(config))
-        claims.add_row(claim.name, escape(claim.formula), predicted, margin, claim.because, claim.rival.name)
-    console.print(claims)
+        predicted = "one per repetition" if claim.per_repetition else number(claim.predict(config))
+        console.print(f"claim [bold]{claim.name}[/]: {predicted} ± {margin}")
+        for word, text in (("law", claim.formula), ("margin", claim.because), ("rival", claim.rival.name)):
+            console.print(Padding(f"{word}: {escape(text)}", (0, 0, 0, 2)))
+    console.print()
     settings = Table(
         "setting", "default", "valid", "meaning", title="Settings (--set NAME=VALUE)", title_justify="left"
     )
