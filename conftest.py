@@ -57,6 +57,10 @@ class Config:
     mood: str = setting("calm", choices=("calm", "raising", "nan", "dying"), help="what goes wrong")
 
 
+# Longer than a phone is wide.
+LAW = r"\\mathbb{E}[h] = b = \\lim_{n\\to\\infty} \\frac{1}{n} \\sum_{i=1}^{n} h_i = 1 - \\mathbb{E}[1 - h]"
+
+
 def measure(config, seed):
     if config.mood == "raising":
         raise RuntimeError("the coin rolled away")
@@ -69,9 +73,10 @@ def measure(config, seed):
 STUDY = Study(
     title="A biased coin", paper=Paper("2308.06671", result="a stand-in"), version=1, config=Config,
     presets={"quick": {}, "full": {"tosses": 5000}},
-    claims=[Claim("heads", formula=r"\\mathbb{E}[h] = b", predict=lambda config: config.bias, margin=0.03,
+    claims=[Claim("heads", formula=LAW, predict=lambda config: config.bias, margin=0.03,
                   because="finite number of tosses", rival=Rival("a fair coin", lambda config: 0.5))],
-    measure=measure, draw=draw_claims, tools=("math.sqrt",),
+    measure=measure, draw=draw_claims,
+    tools=("math.sqrt", "concurrent.futures.process.ProcessPoolExecutor"),
 )
 '''
 
