@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, STYLE, THEORY
+from symdyn_core.plots import MEASUREMENT, RIVAL, STYLE, THEORY
 from symdyn_finance.mean_field import WealthLaw
 
 if TYPE_CHECKING:

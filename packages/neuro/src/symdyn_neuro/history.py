@@ -76,7 +76,7 @@ class History:
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
-        from symdyn_core.study.plots import MEASUREMENT, STYLE, THEORY
+        from symdyn_core.plots import MEASUREMENT, STYLE, THEORY
 
         steps = [snapshot.steps for snapshot in self.snapshots]
         layers = list(self.snapshots[0].alignment)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from symdyn_core.study.plots import MEASUREMENT, STYLE, THEORY
+from symdyn_core.plots import MEASUREMENT, STYLE, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from symdyn_core.study.plots import STYLE, THEORY
+from symdyn_core.plots import STYLE, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

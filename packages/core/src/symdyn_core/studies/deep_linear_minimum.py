@@ -36,9 +36,9 @@ from symdyn_core.landscape.deep_linear import (
     origin_is_local_min,
 )
 from symdyn_core.landscape.effective import EffectiveProblem, Signal, signal_retention
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.random import numpy_generator
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.study.record import repetition_seed
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from symdyn_core.dynamics.balance import BalanceNoise
 from symdyn_core.dynamics.diagonal_net import LandscapeNoise
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.random import numpy_generator
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -33,9 +33,9 @@ from symdyn_core.landscape.phases import (
     spinodal_weight_decay,
     transition_order,
 )
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.random import numpy_generator
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

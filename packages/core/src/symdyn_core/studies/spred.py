@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.random import numpy_generator
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.symmetry.penalty import predict_imbalance, predict_penalty
 from symdyn_core.symmetry.sparsity import spred
 

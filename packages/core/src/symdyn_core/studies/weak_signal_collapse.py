@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from symdyn_core.dynamics.diagonal_net import LandscapeNoise
 from symdyn_core.estimate import proportion
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.random import numpy_generator
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -53,7 +53,7 @@ def simulate(
         raise InputError(f"--warm-up must be in [0, steps - 10 = {steps - 10}], got {skipped}")
 
     from symdyn_core.files import check_writable, write_atomically
-    from symdyn_core.study.plots import to_svg
+    from symdyn_core.plots import to_svg
     from symdyn_finance.figures import draw_market
     from symdyn_finance.market import SymmetricMarket
     from symdyn_finance.mean_field import mean_field

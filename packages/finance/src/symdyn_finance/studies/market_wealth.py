@@ -30,8 +30,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from symdyn_core.errors import InputError
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_finance.market import Economy, SymmetricMarket
 from symdyn_finance.mean_field import MeanField, WealthLaw, mean_field
 

@@ -82,7 +82,7 @@ def train(
     else:
         output().print(_table(history))
     if out is not None:
-        from symdyn_core.study.plots import to_svg
+        from symdyn_core.plots import to_svg
 
         written = [
             write_atomically(out / "history.csv", history.to_csv()),

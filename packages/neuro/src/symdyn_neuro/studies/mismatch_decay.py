@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from symdyn_core.estimate import geometric_mean, slope
+from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
-from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
 from symdyn_neuro.assembly import predict_mismatch
 
 if TYPE_CHECKING:

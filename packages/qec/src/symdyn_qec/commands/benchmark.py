@@ -114,7 +114,7 @@ def benchmark(
     else:
         output().print(_table(result))
     if out is not None:
-        from symdyn_core.study.plots import to_svg
+        from symdyn_core.plots import to_svg
 
         written = [
             write_atomically(out / "results.csv", result.to_csv()),

@@ -158,7 +158,7 @@ def draw(record: Record) -> "Figure":
     """Both laws on the mechanisms (left) and on samples (right), for the translation of each repetition."""
     from matplotlib.figure import Figure
 
-    from symdyn_core.study.plots import MEASUREMENT, RIVAL, THEORY
+    from symdyn_core.plots import MEASUREMENT, RIVAL, THEORY
     from symdyn_core.study.record import repetition_seed
 
     config, where = record.config, np.arange(len(record.repetitions))

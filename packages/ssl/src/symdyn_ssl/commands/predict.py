@@ -146,7 +146,7 @@ def remarks_on(
 def write(folder: Path, theory: "StepwiseTheory", init_std: float, rows: list[dict[str, Any]]) -> None:
     """Write the table as CSV and the staircase as SVG."""
     from symdyn_core.files import write_atomically
-    from symdyn_core.study.plots import to_svg
+    from symdyn_core.plots import to_svg
     from symdyn_ssl.figures import draw_staircase
 
     text = io.StringIO()

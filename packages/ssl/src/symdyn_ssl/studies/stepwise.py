@@ -32,8 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from symdyn_core import plots
 from symdyn_core.random import derive_seed, numpy_generator
-from symdyn_core.study import Claim, Paper, Record, Rival, Study, plots, setting
+from symdyn_core.study import Claim, Paper, Record, Rival, Study, setting
 from symdyn_core.study.record import repetition_seed
 from symdyn_ssl.augment import digit_pairs
 from symdyn_ssl.simulate import simulate_linear_ssl
