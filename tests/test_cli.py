@@ -204,7 +204,13 @@ def test_an_interrupted_run_keeps_what_is_finished(coin_package, tmp_path):
     )
     command = [str(SYMDYN), "run", "coin.slow", "--jobs", "1", "--repetitions", "30"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A script's background job inherits an ignored Ctrl-C; a user's terminal does not ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/coin.slow/*/record.json")) and time.monotonic() < deadline:
