@@ -197,7 +197,7 @@ STUDY = Study(
             "decay_rate",
             formula=r"-\frac{d}{dt}\ln(u^2-w^2)=T\,\mathrm{Var}[\partial\ell/\partial(uw)]=4T\sigma^2",
             predict=predict_decay_rate,
-            margin=0.08,
+            margin=0.06,
             relative=True,
             because="finite step: fluctuations of uw add the fraction (2T + learning rate)(u^2 + w^2)",
             rival=Rival("gradient flow conserves the charge", lambda config: 0.0),

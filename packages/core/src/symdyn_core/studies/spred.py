@@ -51,7 +51,7 @@ class Config:
 
     alpha: float = setting(0.15, valid=(0.1, 0.5), verify=(0.1, 0.4), help="weight decay of both factors")
     samples: int = setting(100, valid=(100, 300), help="rows of the regression")
-    features: int = setting(300, valid=(50, 600), verify=(150,), help="columns, of which 10 matter")
+    features: int = setting(300, valid=(50, 400), verify=(150, 400), help="columns, of which 10 matter")
     sgd_steps: int = setting(1500, valid=(1500, 50_000), help="steps of SGD, lr 0.05, momentum 0.9")
     adam_steps: int = setting(1000, valid=(1000, 50_000), help="steps of Adam, lr 0.1 to 0 by a cosine")
 
@@ -210,14 +210,14 @@ STUDY = Study(
     config=Config,
     presets={
         "quick": {},
-        "full": {"samples": 200, "features": 600, "sgd_steps": 8000, "adam_steps": 6000},
+        "full": {"samples": 200, "features": 400, "sgd_steps": 8000, "adam_steps": 6000},
     },
     claims=[
         Claim(
             "sgd_minimum",
             formula=r"\min_{u,v} L(uv)+\tfrac{\alpha}{2}(\|u\|^2+\|v\|^2)=\min_w L(w)+\alpha\|w\|_1",
             predict=minimum(),
-            margin=5e-5,
+            margin=1e-5,
             relative=True,
             because=FINITE_TRAINING,
             rival=Rival("strength twice the weight decay", minimum(2.0)),
@@ -226,7 +226,7 @@ STUDY = Study(
             "adam_minimum",
             formula=r"\min_{u,v} L(uv)+\tfrac{\alpha}{2}(\|u\|^2+\|v\|^2)=\min_w L(w)+\alpha\|w\|_1",
             predict=minimum(),
-            margin=5e-5,
+            margin=1e-5,
             relative=True,
             because=FINITE_TRAINING,
             rival=Rival("strength half the weight decay", minimum(0.5)),
@@ -235,7 +235,7 @@ STUDY = Study(
             "tied_minimum",
             formula=r"u_0=v_0\ \Rightarrow\ \min_{w\ge0} L(w)+\alpha\|w\|_1",
             predict=minimum(positive=True),
-            margin=5e-5,
+            margin=1e-5,
             relative=True,
             because=FINITE_TRAINING,
             rival=Rival("the start does not matter: the ordinary lasso", minimum()),
