@@ -8,7 +8,7 @@ copy in float64 on the CPU, as a map ``(parameters, inputs) -> outputs``.
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from symdyn_core.errors import InputError
 
 Params = Mapping[str, Tensor]
+Inputs = Tensor | tuple[Tensor, ...]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -84,7 +85,11 @@ class FrozenModel:
     """The function ``f(parameters, inputs)`` of a model, in float64 on the CPU.
 
     Args:
-        model: any module that maps one tensor to one tensor; it is copied, never changed.
+        model: any module that maps one or several tensors to one tensor; it is copied, never changed.
+        batch_statistics: whether normalisation layers that can normalise by the statistics of the batch do
+            so, as in training; everything else is as in evaluation.
+        any_output: whether the model may return several tensors, in tuples, lists or mappings; they are then
+            flattened into one.
 
     Attributes:
         params: the model's parameters by qualified name, float64; a tied parameter appears once.
@@ -100,37 +105,93 @@ class FrozenModel:
     6.0
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, batch_statistics: bool = False, any_output: bool = False) -> None:
         self.module = frozen_copy(model).to(device="cpu", dtype=torch.float64)
+        if batch_statistics:
+            for norm in statistics_layers(self.module):
+                norm.train()
         self.params: dict[str, Tensor] = dict(self.module.named_parameters())
+        self._any_output = any_output
 
-    def __call__(self, params: Params, inputs: Tensor) -> Tensor:
+    def __call__(self, params: Params, inputs: Inputs) -> Tensor:
         """Return the outputs at other parameter values.
 
         Raises:
             InputError: the model does not run on these inputs, or returns something else than one tensor.
         """
-        return run(lambda x: torch.func.functional_call(self.module, dict(params), (x,)), to_float64(inputs))
+
+        def call(*arguments: Tensor) -> Any:
+            outputs = torch.func.functional_call(self.module, dict(params), arguments)
+            return flat_outputs(outputs) if self._any_output else outputs
+
+        return run(call, to_float64(inputs))
 
 
-def to_float64(inputs: Tensor) -> Tensor:
+def statistics_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that normalise by the statistics of the batch when they train."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def flat_outputs(outputs: Any) -> Tensor:
+    """Return the floating-point tensors in a nest of tuples, lists and mappings, as one.
+
+    A single tensor is returned as it is. Of a mapping with ``logits``, only these count: what such models
+    return beside them are caches.
+
+    >>> flat_outputs((torch.ones(2), {"state": [torch.zeros(1)]}))
+    tensor([1., 1., 0.])
+    """
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        outputs = outputs["logits"]
+    if isinstance(outputs, Tensor):
+        return outputs
+    found: list[Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                found.append(value.reshape(-1))
+        elif isinstance(value, Mapping):
+            collect(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                collect(entry)
+
+    collect(outputs)
+    if not found:
+        raise InputError(f"the model must return tensors, got {type(outputs).__name__}")
+    return torch.cat(found)
+
+
+@overload
+def to_float64(inputs: Tensor) -> Tensor: ...
+@overload
+def to_float64(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]: ...
+def to_float64(inputs: Inputs) -> Inputs:
     """Return the inputs on the CPU, in float64 if they are floating point and as they are otherwise."""
+    if isinstance(inputs, tuple):
+        return tuple(to_float64(tensor) for tensor in inputs)
     inputs = inputs.detach().to("cpu")
     return inputs.to(torch.float64) if inputs.is_floating_point() else inputs
 
 
-def run(model: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
-    """Return ``model(inputs)`` and leave the global random state as it was.
+def run(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """Return ``model(inputs)``, or ``model(*inputs)``, and leave the global random state as it was.
 
     Raises:
         InputError: the model raises, or returns something else than one tensor.
     """
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
         with torch.random.fork_rng(devices=[]):
-            outputs = model(inputs)
+            outputs = model(*arguments)
+    except InputError:
+        raise
     except Exception as error:
-        shape = tuple(inputs.shape)
-        raise InputError(f"the model fails on inputs of shape {shape}: {_one_line(error)}") from error
+        if getattr(error, "passes_through", False):
+            raise
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in arguments)
+        raise InputError(f"the model fails on inputs of shape {shapes}: {_one_line(error)}") from error
     if not isinstance(outputs, Tensor):
         raise InputError(f"the model must return one tensor, got {type(outputs).__name__}")
     return outputs

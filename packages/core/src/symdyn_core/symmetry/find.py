@@ -1,4 +1,4 @@
-"""Find the symmetries of a model: propose them from its structure, then verify each one numerically.
+"""Find the symmetries of a model: propose them from one forward pass, then verify each one numerically.
 
 Structure proposes, numbers decide. Every proposal is tested with random group elements on the user's own
 inputs in float64, at the model's own parameters and at generic ones around them: at the model's own
@@ -6,129 +6,63 @@ parameters alone a net with zero biases or dead units has accidental symmetries 
 destroys.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
 
 from symdyn_core.errors import InputError
-from symdyn_core.params import FrozenModel, Params, check_samples, from_vector, to_vector
-from symdyn_core.random import torch_generator
-from symdyn_core.symmetry.kinds import (
-    GeneralLinear,
-    Permutation,
-    PositiveRescaling,
-    SignFlip,
-    Symmetry,
-    Translation,
+from symdyn_core.params import (
+    FrozenModel,
+    Inputs,
+    Params,
+    check_samples,
+    from_vector,
+    statistics_layers,
+    to_float64,
+    to_vector,
 )
-from symdyn_core.symmetry.trace import Chain, Layer, trace_chain
-from symdyn_core.symmetry.units import Axis, Units
+from symdyn_core.random import torch_generator
+from symdyn_core.symmetry.certificate import Nullity, cross_check, generic_point, output_jacobian_nullity
+from symdyn_core.symmetry.dead import DeadUnits, dead_units
+from symdyn_core.symmetry.kinds import Symmetry
+from symdyn_core.symmetry.numeric import search
+from symdyn_core.symmetry.report import Finding, SymmetryReport
+from symdyn_core.symmetry.structure.forward import Trace, Untraceable, trace
+from symdyn_core.symmetry.structure.propose import layer_name, propose
+from symdyn_core.symmetry.structure.running import carried_over, fold, fold_running_statistics
+from symdyn_core.symmetry.verify import TOLERANCE, distance_moved, verify
 
-# Rounding in float64 leaves relative errors of about 1e-15 per layer; what is not a symmetry changes the
-# function by a fraction of order one at generic parameters. Anything between separates them.
-TOLERANCE = 1e-9
-ELEMENTS = 3  # random group elements per proposal and parameter point
-VERIFIED_SAMPLES = 256  # a symmetry holds for every input, so that more would only cost time
+Method = Literal["auto", "structure", "numeric"]
+Statistics = Literal["batch", "running"]
+OutputMap = Callable[[Tensor], Tensor]
 
-
-@dataclass(frozen=True)
-class Finding:
-    """A proposed symmetry and how well it stood the test.
-
-    Args:
-        symmetry: the transformation.
-        error: largest change of the outputs over all tests, relative to the largest output.
-        moved: distance that the last element moved the model's own parameters, relative to their norm.
-    """
-
-    symmetry: Symmetry
-    error: float
-    moved: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON values; an error that is not a number is None."""
-        symmetry = self.symmetry
-        return {
-            "kind": symmetry.kind,
-            "layer": symmetry.layer,
-            "parameters": list(symmetry.parameters),
-            "group": symmetry.group,
-            "dimension": symmetry.dimension,
-            "error": self.error if math.isfinite(self.error) else None,
-            "moved": self.moved,
-        }
+VERIFIED_SAMPLES = 64  # a symmetry holds for every input, so that more would only cost time
+COUNTED_SAMPLES = 512  # too few inputs leave directions flat that are none
+_TRACED_SAMPLES, _TRACED_BATCH = 2, 4
+CERTIFIED_PARAMETERS = 400  # up to this size the certificate takes seconds
+CERTIFIED_BLOCK = 3000
+# The numeric search takes a gradient and a row of a singular value decomposition for each unknown.
+SEARCHED_UNKNOWNS, COMPLETED_UNKNOWNS = 4000, 600
 
 
-@dataclass(frozen=True)
-class SymmetryReport:
-    """The symmetries of a model.
-
-    Args:
-        found: those that were verified.
-        rejected: those that its structure suggests and the numerical test refutes.
-    """
-
-    found: tuple[Finding, ...]
-    rejected: tuple[Finding, ...]
-
-    @property
-    def dimension(self) -> int:
-        """Dimension of the orbit of all continuous symmetries together, at a generic point.
-
-        Never more than the sum of their dimensions; less where hidden units of consecutive linear maps
-        outnumber what they connect. Of such maps either all must have a bias, or none, or only the first.
-        """
-        linear = [finding.symmetry for finding in self.found if isinstance(finding.symmetry, GeneralLinear)]
-        others = [f.symmetry.dimension for f in self.found if not isinstance(f.symmetry, GeneralLinear)]
-        translated = {translation.layer for translation in self.of_kind(Translation.kind)}
-        return sum(others) + sum(_orbit_dimension(run, translated) for run in _linear_runs(linear))
-
-    def of_kind(self, kind: str) -> tuple[Symmetry, ...]:
-        """Return the verified symmetries of one kind, in the order of the layers."""
-        return tuple(finding.symmetry for finding in self.found if finding.symmetry.kind == kind)
-
-
-def _linear_runs(symmetries: list[GeneralLinear]) -> list[list[GeneralLinear]]:
-    """Return the symmetries grouped by the product of linear maps that they belong to."""
-    runs: list[list[GeneralLinear]] = []
-    for symmetry in symmetries:
-        if runs and runs[-1][-1].units.outgoing[0] == Axis(symmetry.units.incoming[0].parameter, 1):
-            runs[-1].append(symmetry)
-        else:
-            runs.append([symmetry])
-    return runs
-
-
-def _orbit_dimension(run: list[GeneralLinear], translated: set[str]) -> int:
-    r"""Return the dimension of the orbit of a product of linear maps under all its hidden layers' groups.
-
-    With widths :math:`n_0\dots n_L` and :math:`r_{ij}=\min(n_i\dots n_j)`, the rank of the maps from i to j,
-    this is :math:`\sum_{l=1}^{L-1}n_l^2-\sum_{1\le i\le j<L}(r_{ij}-r_{i-1,j})(r_{ij}-r_{i,j+1})`; the second
-    sum counts the elements that move nothing. A bias that a translation can take to zero does not count; one
-    that it cannot is one more input.
-
-    Source: derived; the endomorphisms of a generic representation of the quiver 0 -> 1 -> ... -> L that
-    vanish at both ends, counted interval by interval.
-    """
-    inputs = run[0].fan_in - (run[0].layer in translated)
-    widths = [inputs, *(symmetry.units.size for symmetry in run), run[-1].fan_out]
-    last = len(widths) - 1
-
-    def rank(i: int, j: int) -> int:
-        return min(widths[i : j + 1])
-
-    intervals = [(i, j) for j in range(1, last) for i in range(1, j + 1)]
-    idle = sum((rank(i, j) - rank(i - 1, j)) * (rank(i, j) - rank(i, j + 1)) for i, j in intervals)
-    return sum(width * width for width in widths[1:-1]) - idle
+class SearchWarning(UserWarning):
+    """The structure of a model could not be read, or not completely."""
 
 
 def find_symmetries(
-    model: nn.Module, inputs: Tensor, *, seed: int = 0, tolerance: float = TOLERANCE
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    output: OutputMap | None = None,
+    method: Method = "auto",
+    statistics: Statistics | None = None,
+    certificate: bool | None = None,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
 ) -> SymmetryReport:
     r"""Return the transformations of the parameters that leave the model's outputs unchanged.
 
@@ -136,97 +70,227 @@ def find_symmetries(
     random elements of its group, at the model's parameters and at generic ones.
 
     Args:
-        model: a fully connected network: linear layers in a row with pointwise activations between them. It
-            is copied, never changed; the function is that of evaluation mode.
-        inputs: shape (n_samples, ...); the test uses at most 256 of them, evenly spaced.
+        model: any module. It is copied, never changed, and run in float64 on the CPU, with dropout off.
+        inputs: a tensor of shape (n_samples, ...), or a tuple of tensors that the model is called with. At
+            most 64 samples are used, evenly spaced.
+        output: map of the model's outputs under which invariance is asked, such as ``log_softmax``; None for
+            the outputs themselves. Of several outputs all must stay unchanged.
+        method: ``"structure"`` reads the forward pass; ``"numeric"`` searches without looking at it, at a
+            cost that grows with the third power of the sum of all axis lengths; ``"auto"`` reads and falls
+            back to the search, with a :class:`SearchWarning`, where the forward pass cannot be read.
+        statistics: whether batch normalisation uses those of the ``"batch"`` or the ``"running"`` ones; by
+            default what the mode of the model says. With those of the batch, verification holds for the
+            batch of all samples used.
+        certificate: whether to count all flat directions, which tells whether the list is complete; by
+            default up to 400 parameters. Beyond 3000 it is counted block by block and is a bound.
         seed: draws the group elements and the generic parameters.
         tolerance: :math:`\epsilon`, in (0, 1).
 
     Raises:
-        InputError: the model is not covered yet, does not run on the inputs, or is random in evaluation mode.
+        InputError: the model does not run on the inputs, is random in evaluation mode, or its outputs or
+            parameters are not finite.
 
     Source: arXiv 2402.07193 and 2309.16932 for the kinds; re-derived.
 
     >>> with torch.random.fork_rng():
     ...     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
-    ...     report = find_symmetries(model, torch.randn(16, 6))
-    >>> report.dimension
-    15
+    ...     report = find_symmetries(model, torch.randn(64, 6))
+    >>> report.dimension, report.coverage
+    (15, 1.0)
     >>> [symmetry.group for symmetry in report.of_kind("permutation")]
     ['S_8', 'S_7']
     """
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance must be in (0, 1), got {tolerance}")
-    check_samples("inputs", inputs)
-    frozen = FrozenModel(model)
-    samples = _spread(inputs, VERIFIED_SAMPLES)
+    if method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if statistics is not None and statistics not in get_args(Statistics):
+        raise InputError(f"statistics must be one of {', '.join(get_args(Statistics))}, got {statistics!r}")
+    for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
+        check_samples("inputs", tensor)
+    batch = _batch_statistics(model, statistics)
+    frozen = FrozenModel(model, batch_statistics=batch, any_output=True)
+    _check_sizes(frozen)
+    samples = to_float64(_spread(inputs, VERIFIED_SAMPLES))
     _check_deterministic(frozen, samples)
-    return verify(frozen, list(propose(trace_chain(frozen))), samples, seed=seed, tolerance=tolerance)
-
-
-def propose(chain: Chain) -> Iterator[Symmetry]:
-    """Yield the symmetries that the activations of a chain suggest, layer by layer."""
-    for layer, reader in pairwise(chain.layers):
-        activation = layer.activation
-        assert activation is not None  # only the last layer has none
-        writers = [Axis(layer.weight, 0)] + ([Axis(layer.bias, 0)] if layer.bias else [])
-        units = Units(layer.name, layer.fan_out, tuple(writers), (Axis(reader.weight, 1),))
-        if activation.linear:
-            yield GeneralLinear(units, layer.fan_in + bool(layer.bias), reader.fan_out)
-            yield from _translations(layer, reader)
-            continue
-        if activation.homogeneous:
-            yield PositiveRescaling(units)
-        if activation.odd:
-            yield SignFlip(units)
-        if units.size > 1:
-            yield Permutation(units)
-
-
-def _translations(layer: Layer, reader: Layer) -> Iterator[Translation]:
-    if layer.bias and reader.bias:
-        yield Translation(layer.name, layer.fan_out, layer.bias, reader.weight, reader.bias)
-
-
-def verify(
-    model: FrozenModel, proposals: list[Symmetry], inputs: Tensor, *, seed: int, tolerance: float
-) -> SymmetryReport:
-    """Test every proposal with random group elements and sort them by the outcome."""
-    generator = torch_generator(seed, "symmetry", "verify")
-    points = [model.params, _generic(model.params, generator)]
-    with torch.no_grad():
-        outputs = [model(point, inputs) for point in points]
-        findings = []
-        for symmetry in proposals:
-            error, moved = 0.0, 0.0
-            for _ in range(ELEMENTS):
-                element = symmetry.random_element(generator)
-                images = [symmetry.act(point, element) for point in points]
-                errors = [
-                    _relative_change(model(image, inputs), output)
-                    for image, output in zip(images, outputs, strict=True)
-                ]
-                error, moved = max(error, *errors), _distance(images[0], points[0])
-            findings.append(Finding(symmetry, error, moved))
+    subject = _Search(frozen, _trainable(model, frozen), samples, output or _identity, seed)
+    many = to_float64(_spread(inputs, COUNTED_SAMPLES))
+    notes = list(_notes(model, batch))
+    proposals: Sequence[Symmetry] = ()
+    traced: Trace | None = None
+    dead: tuple[DeadUnits, ...] = ()
+    if method != "numeric":
+        try:
+            traced, proposals, dead = subject.read()
+        except Untraceable as reason:
+            if method == "structure":
+                raise InputError(
+                    f"the forward pass cannot be read: {reason}; use method='numeric'"
+                ) from reason
+            notes.append(f"the forward pass cannot be read ({reason}); searched numerically")
+            warnings.warn(notes[-1], SearchWarning, stacklevel=2)
+    found, approximate, rejected = verify(
+        subject, subject.params, proposals, samples, point=subject.point, seed=seed, tolerance=tolerance
+    )
+    if traced is not None and traced.uncovered:
+        notes.append("nothing is known of " + ", ".join(sorted(traced.uncovered)) + ": not covered behind it")
+    counted = sum(value.numel() for value in subject.params.values()) <= CERTIFIED_PARAMETERS
+    nullity = subject.nullity(many) if (counted if certificate is None else certificate) else None
+    check = cross_check(nullity.generic, subject.tangents(found, nullity.generic.params)) if nullity else None
+    incomplete = check is not None and check.unexplained > 0 and subject.unknowns <= COMPLETED_UNKNOWNS
+    if method == "numeric" or (method == "auto" and (traced is None or incomplete)):
+        if subject.unknowns > SEARCHED_UNKNOWNS:
+            notes.append(f"too large for the numeric search: {subject.unknowns:,} unknowns")
+        else:
+            found += subject.numeric(found)
+            if nullity is not None:
+                check = cross_check(nullity.generic, subject.tangents(found, nullity.generic.params))
     return SymmetryReport(
-        found=tuple(finding for finding in findings if finding.error <= tolerance),
-        rejected=tuple(finding for finding in findings if not finding.error <= tolerance),
+        found=tuple(found),
+        approximate=tuple(approximate),
+        rejected=tuple(rejected),
+        point=subject.point,
+        nullity=nullity,
+        check=check,
+        dead_units=dead,
+        uncovered=tuple(sorted(traced.uncovered)) if traced is not None else (),
+        notes=tuple(notes),
     )
 
 
-def _generic(params: Params, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return parameters near the given ones without accidental zeros, equalities or dead units."""
-    # As large as the parameter itself, or as a usual initialisation where it is zero.
-    scales = {
-        name: torch.full_like(value, float(value.square().mean().sqrt()) or value[0].numel() ** -0.5)
-        for name, value in params.items()
-    }
-    vector = to_vector(params)
-    noise = torch.randn(vector.shape, generator=generator, dtype=vector.dtype)
-    return from_vector(vector + to_vector(scales) * noise, params)
+class _Search:
+    """One model on one set of samples, at one generic point around its parameters."""
+
+    def __init__(
+        self, model: FrozenModel, params: Params, samples: Inputs, output: OutputMap, seed: int
+    ) -> None:
+        self.model, self.params, self.samples, self.output = model, params, samples, output
+        self.seed = seed
+        self.point = generic_point(params, torch_generator(seed, "symmetry", "point"))
+
+    def __call__(self, params: Params, inputs: Inputs) -> Tensor:
+        """Return the outputs in question."""
+        return self.output(self.model(params, inputs))
+
+    def read(self) -> tuple[Trace, list[Symmetry], tuple[DeadUnits, ...]]:
+        """Return a forward pass, the symmetries it suggests, and the units that are dead on the samples.
+
+        Raises:
+            Untraceable: the forward pass cannot be read.
+        """
+        folded = copy.deepcopy(self.model)
+        folds = fold_running_statistics(folded)
+        count = (
+            _TRACED_BATCH
+            if any(norm.training for norm in statistics_layers(folded.module))
+            else _TRACED_SAMPLES
+        )
+        few = _spread(self.samples, count)
+        try:
+            self.model(self.params, few)
+        except InputError:  # some models take no other number of samples
+            few = self.samples
+        point = fold(self.point, folds)
+        traced = trace(folded, point, few, self.output)
+        dead = dead_units(folded, fold(self.params, folds), traced, self.samples)
+        return traced, [carried_over(symmetry, folds) for symmetry in propose(traced, point)], dead
+
+    def tangents(self, found: Sequence[Finding], point: Params) -> list[dict[str, Tensor]]:
+        """Return the velocities of all generators at a point."""
+        return [generator(point) for finding in found for generator in finding.symmetry.generators()]
+
+    @property
+    def unknowns(self) -> int:
+        """Number of unknowns of the numeric search, about."""
+        return sum(2 * sum(value.shape) for value in self.params.values())
+
+    def numeric(self, found: Sequence[Finding]) -> list[Finding]:
+        """Return what a search that does not look at the structure adds to the symmetries found."""
+        result = search(self.model, self.params, self.samples, output=self.output, seed=self.seed)
+        generator = torch_generator(self.seed, "symmetry", "numeric")
+        span = _span(self.tangents(found, self.point), self.point)
+        added = []
+        for symmetry, error in zip(result.symmetries, result.errors, strict=True):
+            finding = Finding(symmetry, error, distance_moved(symmetry, self.params, generator), "numeric")
+            wider = _span([*span, *self.tangents([finding], self.point)], self.point)
+            if len(wider) > len(span):
+                added.append(finding)
+                span = wider
+        return added
+
+    def nullity(self, inputs: Inputs) -> Nullity:
+        """Count all flat directions; in blocks of whole parameters where they are many."""
+        blocks = None
+        if sum(value.numel() for value in self.params.values()) > CERTIFIED_BLOCK:
+            blocks = _blocks(self.params)
+        return output_jacobian_nullity(
+            self.model, self.params, inputs, output=self.output, blocks=blocks, seed=self.seed
+        )
 
 
-def _check_deterministic(model: FrozenModel, inputs: Tensor) -> None:
+def _span(tangents: Sequence[Params], point: Params) -> list[dict[str, Tensor]]:
+    """Return an orthonormal basis of the space that velocities span."""
+    if not tangents:
+        return []
+    zeros = {name: torch.zeros_like(value) for name, value in point.items()}
+    rows = torch.stack([to_vector({**zeros, **tangent}) for tangent in tangents])
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    _, values, basis = torch.linalg.svd(rows, full_matrices=False)
+    return [from_vector(row, point) for row in basis[values > 1e-8 * values[0]]]
+
+
+def _identity(outputs: Tensor) -> Tensor:
+    return outputs
+
+
+def _trainable(model: nn.Module, frozen: FrozenModel) -> dict[str, Tensor]:
+    """Return the parameters that train, in float64; all of them where none does."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {name: frozen.params[name] for name in names or frozen.params}
+
+
+def _batch_statistics(model: nn.Module, statistics: Statistics | None) -> bool:
+    if statistics is not None or not isinstance(model, nn.Module):
+        return statistics == "batch"
+    return any(norm.training for norm in statistics_layers(model))
+
+
+def _notes(model: nn.Module, batch: bool) -> Iterator[str]:
+    if statistics_layers(model):
+        yield f"batch normalisation by the {'statistics of the batch' if batch else 'running statistics'}"
+    if model.training and any(
+        isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
+    ):
+        yield "dropout was switched off"
+    fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if fixed and len(fixed) < sum(1 for _ in model.named_parameters()):
+        named = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
+        yield f"frozen parameters are taken as constants: {named}"
+
+
+def _blocks(params: Params) -> list[list[str]]:
+    """Return parameters gathered into blocks small enough to be counted; larger ones are left out."""
+    blocks: list[list[str]] = [[]]
+    size = 0
+    for name, value in params.items():
+        if value.numel() > CERTIFIED_BLOCK:
+            continue
+        if size + value.numel() > CERTIFIED_BLOCK and blocks[-1]:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(name)
+        size += value.numel()
+    return [block for block in blocks if block]
+
+
+def _check_sizes(model: FrozenModel) -> None:
+    for name, value in model.params.items():
+        if value.numel() == 0:
+            layer = layer_name(name)
+            raise InputError(f"layer {layer!r} must have units, got {name!r} of shape {tuple(value.shape)}")
+
+
+def _check_deterministic(model: FrozenModel, inputs: Inputs) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         first = model(model.params, inputs)
         # The model restores the random state behind itself; another draw needs another state.
@@ -240,17 +304,12 @@ def _check_deterministic(model: FrozenModel, inputs: Tensor) -> None:
         )
 
 
-def _spread(inputs: Tensor, count: int) -> Tensor:
+@overload
+def _spread(inputs: Tensor, count: int) -> Tensor: ...
+@overload
+def _spread(inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]: ...
+def _spread(inputs: Inputs, count: int) -> Inputs:
     """Return at most ``count`` of the samples, evenly spaced."""
+    if isinstance(inputs, tuple):
+        return tuple(_spread(tensor, count) for tensor in inputs)
     return inputs[:: max(1, -(-len(inputs) // count))]
-
-
-def _relative_change(changed: Tensor, outputs: Tensor) -> float:
-    change, scale = float((changed - outputs).abs().max()), float(outputs.abs().max())
-    return change / scale if scale > 0 else (0.0 if change == 0 else float("inf"))
-
-
-def _distance(moved: Params, params: Params) -> float:
-    start = to_vector(params)
-    scale = float(start.norm())
-    return float((to_vector(moved) - start).norm()) / scale if scale > 0 else 0.0
