@@ -92,6 +92,57 @@ def duplicate_pairs(
     return sorted((original, follower) for follower, original in copies.items())
 
 
+def weak_units(rows: Tensor, tolerance: float) -> list[int]:
+    r"""Return the units whose weights are at most a fraction of what the layer's stronger units have.
+
+    Measured against the median norm of the stronger half, so that a layer may be mostly dead.
+
+    Args:
+        rows: all weights of each unit, shape (n, k).
+        tolerance: the fraction.
+
+    >>> weak_units(torch.tensor([[3.0], [0.0], [0.1], [-4.0]]), 0.05)
+    [1, 2]
+    """
+    if not len(rows):
+        return []
+    norms = rows.norm(dim=1)
+    stronger = norms.sort(descending=True).values[: max(1, len(norms) // 2)]
+    return [int(unit) for unit in torch.nonzero(norms <= tolerance * stronger.median()).flatten()]
+
+
+def equal_units(rows: Tensor, tolerance: float, *, up_to_sign: bool = False) -> list[list[int]]:
+    r"""Return the groups of two or more units whose weights agree.
+
+    Two units belong together if :math:`\|T_i-T_j\|\le\epsilon\max(\|T_i\|,\|T_j\|)`, or if a third belongs to
+    both (single linkage).
+
+    Args:
+        rows: all weights of each unit, shape (n, k).
+        tolerance: :math:`\epsilon`.
+        up_to_sign: whether a unit may be the negative of another (sign-flip symmetry).
+
+    >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.01, 0.0], [0.0, -1.0]])
+    >>> equal_units(rows, 0.05), equal_units(rows, 0.05, up_to_sign=True)
+    ([[0, 2]], [[0, 2], [1, 3]])
+    """
+    if len(rows) < 2:
+        return []
+    # In float64 the expansion of the square loses what is far below any tolerance of use.
+    products = rows @ rows.T
+    squares = products.diagonal()
+    overlaps = products.abs() if up_to_sign else products
+    gaps = squares[:, None] + squares[None, :] - 2 * overlaps
+    linked = gaps <= tolerance**2 * torch.maximum(squares[:, None], squares[None, :])
+    from scipy.sparse.csgraph import connected_components
+
+    labels = connected_components(linked.numpy(), directed=False)[1]
+    groups: dict[int, list[int]] = {}
+    for unit, label in enumerate(labels.tolist()):
+        groups.setdefault(label, []).append(unit)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 class ActivityMoments:
     """Running moments of a layer's units over the data; memory does not grow with the number of samples.
 
