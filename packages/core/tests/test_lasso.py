@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso, LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -23,6 +24,23 @@ def data(seed: int = 0, n: int = 40, p: int = 60) -> tuple[Any, Any]:
     w = np.zeros(p)
     w[:5] = random.standard_normal(5) * 2
     return X, X @ w + 4 + 0.3 * random.standard_normal(n)
+
+
+def logistic(prediction: Tensor, y: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(-y * prediction).mean()
+
+
+def liblinear(X: Any, y: Any, alpha: float) -> Any:
+    solver = LogisticRegression(
+        l1_ratio=1.0,
+        C=1 / (alpha * len(y)),
+        solver="liblinear",
+        fit_intercept=False,
+        tol=1e-10,
+        max_iter=10**5,
+        random_state=0,
+    )
+    return solver.fit(X, y).coef_[0]
 
 
 @parametrize_with_checks([SpredLasso(max_iter=300), SpredLasso(solver="adam", max_iter=100)])
@@ -77,20 +95,32 @@ def test_a_loss_with_a_solver_of_its_own_agrees_with_it() -> None:
     label = np.sign(y - np.median(y))
     alpha = 0.05
 
-    def logistic(prediction: Tensor, y: Tensor) -> Tensor:
-        return torch.nn.functional.softplus(-y * prediction).mean()
-
     found = SpredLasso(alpha, loss=logistic, fit_intercept=False).fit(X, label)
-    reference = LogisticRegression(
-        l1_ratio=1.0,
-        C=1 / (alpha * len(y)),
-        solver="liblinear",
-        fit_intercept=False,
-        tol=1e-10,
-        max_iter=10**5,
-        random_state=0,
-    ).fit(X, label)
-    np.testing.assert_allclose(found.coef_, reference.coef_[0], atol=1e-5)
+    np.testing.assert_allclose(found.coef_, liblinear(X, label, alpha), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.3])
+def test_on_diabetes_it_keeps_the_same_measurements_as_the_lasso(share: float) -> None:
+    X, y = load_diabetes(return_X_y=True)
+    alpha = share * float(np.abs(X.T @ (y - y.mean())).max()) / len(y)
+    found = SpredLasso(alpha).fit(X, y)
+    reference = Lasso(alpha=alpha, tol=1e-13, max_iter=10**6, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(found.coef_ != 0, reference.coef_ != 0)
+    np.testing.assert_allclose(found.coef_, reference.coef_, rtol=1e-6)
+    assert found.score(X, y) == pytest.approx(reference.score(X, y), abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.3])
+def test_on_breast_cancer_it_keeps_the_same_measurements_as_liblinear(share: float) -> None:
+    """Thirty measurements, some correlated to 0.998: the support is the hard part."""
+    X, label = load_breast_cancer(return_X_y=True)
+    X, y = (X - X.mean(0)) / X.std(0), 2.0 * label - 1
+    alpha = share * float(np.abs(X.T @ y).max()) / 2 / len(y)
+    found = SpredLasso(alpha, loss=logistic, fit_intercept=False).fit(X, y)
+    reference = liblinear(X, y, alpha)
+    np.testing.assert_array_equal(found.coef_ != 0, reference != 0)
+    np.testing.assert_allclose(found.coef_, reference, atol=1e-5)
+    assert found.kkt_residual_ < 1e-6 * alpha
 
 
 def test_a_loss_without_a_solver_resists_outliers() -> None:

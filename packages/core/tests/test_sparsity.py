@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,9 @@ from torch.nn.utils import parametrize
 from symdyn_core.errors import InputError
 from symdyn_core.random import numpy_generator, torch_generator
 from symdyn_core.symmetry.decay import has_coupled_decay
+from symdyn_core.symmetry.factors import EvadedPenaltyWarning, check_factor_decay, factor_groups
 from symdyn_core.symmetry.penalty import kkt_violation, predict_imbalance, predict_penalty
-from symdyn_core.symmetry.sparsity import (
-    check_spred_optimizer,
-    kkt_residual,
-    merge_spred,
-    spred,
-    spred_groups,
-)
+from symdyn_core.symmetry.sparsity import kkt_residual, merge_spred, spred
 
 ALPHA = 0.2
 
@@ -207,6 +203,127 @@ def test_random_starts_follow_the_seed_and_leave_the_global_generator() -> None:
     assert not torch.equal(starts[0], starts[2])
 
 
+def language_model(seed: int) -> Any:
+    """Embedding, normalisation, attention, a recurrent cell and a head tied to the embedding."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm = nn.Embedding(7, 4), nn.LayerNorm(4)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.recurrent = nn.GRUCell(4, 4)
+            self.head = nn.Linear(4, 7)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens: torch.Tensor) -> Any:
+            x = self.norm(self.embed(tokens))
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            return self.head(self.recurrent(x.flatten(0, 1)))
+
+    return make(Model, seed).double()
+
+
+TOKENS = torch.arange(14).reshape(2, 7) % 7
+
+
+def test_a_whole_model_in_one_call() -> None:
+    """Every weight, whatever the layer; no bias, no normalisation; a tied one once and for both holders."""
+    model, plain = language_model(0), language_model(0)
+    spred(model, alpha=ALPHA)
+    torch.testing.assert_close(model(TOKENS), plain(TOKENS))
+    names = [name.partition(".parametrizations")[0] for name, _ in model.named_parameters()]
+    assert len(names) == len(list(plain.parameters())) + 5  # two factors for each of five weights
+    assert not any("norm" in name for name in names if names.count(name) > 1)
+    assert (model.embed.weight - model.head.weight).abs().max() == 0
+
+    def loss(model: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(TOKENS), TOKENS.flatten())
+
+    # At u = 1, v = w the gradient in v is that in w, in every layer: nothing is missed or counted twice.
+    loss(model).backward()
+    loss(plain).backward()
+    for name in ("embed.weight", "attention.in_proj_weight", "recurrent.weight_hh"):
+        owner, _, local = name.partition(".")
+        factor = model.get_parameter(f"{owner}.parametrizations.{local}.original1")
+        torch.testing.assert_close(factor.grad, plain.get_parameter(name).grad)
+    expected = max(kkt_violation(p.detach(), p.grad, ALPHA) for p in plain.parameters() if p.ndim > 1)
+    assert kkt_residual(model, lambda: loss(model), ALPHA) == pytest.approx(expected)
+    assert kkt_residual(plain, lambda: loss(plain), ALPHA) == pytest.approx(expected)
+
+    twin = copy.deepcopy(model)
+    for each in (model, twin):
+        report = merge_spred(each, tau=0.0)
+        assert report.layers[0].name == "embed.weight"
+        assert each.head.weight is each.embed.weight
+        torch.testing.assert_close(each(TOKENS), plain(TOKENS))
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in plain.named_parameters()}
+
+
+def test_names_patterns_and_exclusions_choose() -> None:
+    model = language_model(0)
+    spred(model, ["recurrent.*"], exclude=["*bias*", "weight_hh"], alpha=ALPHA)
+    changed = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
+    assert changed == ["recurrent"]
+    assert list(model.recurrent.parametrizations) == ["weight_ih"]
+    spred(model, ["attention.in_proj_weight"], alpha=2 * ALPHA, mode="out_features", block=2)
+    assert sorted(group.get("weight_decay", 0) for group in factor_groups(model)) == [0, ALPHA, 2 * ALPHA]
+
+
+def test_attention_heads_vanish_as_one() -> None:
+    """A head is a block of outputs of the value projection; here the loss asks for one of the two."""
+    layer = linear(6, 4)
+    target = torch.randn(4, 6, generator=torch_generator(0, "heads"), dtype=torch.float64)
+    target[2:] *= 0.1
+    loss = lambda: 0.5 * (layer.weight - target).square().sum()  # noqa: E731
+    groups = spred(layer, alpha=0.8, mode="out_features", block=2, init="random")
+    train(loss, torch.optim.SGD(groups, lr=0.2, momentum=0.8), 1500)
+    assert kkt_residual(layer, loss, 0.8, mode="out_features", block=2) < 1e-6
+    assert str(merge_spred(layer)) == "weight: 1 of 2 blocks of 2 outputs (50.0 %)"
+    expected = (
+        target
+        * (1 - 0.8 / target.unflatten(0, (2, 2)).flatten(1).norm(dim=1)).clamp(min=0)[[0, 0, 1, 1], None]
+    )
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_embeddings_count_tokens_as_inputs() -> None:
+    layer = make(lambda: nn.Embedding(7, 4))
+    spred(layer, alpha=ALPHA, mode="in_features")
+    assert layer.parametrizations.weight.original0.shape == (7, 1)
+
+
+def test_an_l1_strength_means_something_only_with_decay_of_the_next_layer() -> None:
+    """A ReLU unit v relu(w x) fits y = x at x = 1, with w > 0 penalised by alpha and v decayed by gamma.
+
+    The cheapest way to a product p has alpha w = gamma v^2, so w = (gamma p^2 / alpha)^(1/3). With gamma = 0
+    there is no cheapest: w shrinks for ever, and the unit fits as if there were no penalty.
+    """
+    alpha, gamma = 0.05, 0.02
+    products, norms = {}, {}
+    for decay in (0.0, gamma):
+        model = make(
+            lambda: nn.Sequential(*(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)))
+        )
+        model.double()
+        for p in model.parameters():
+            p.data.fill_(0.9)
+        x = torch.ones(1, 1, dtype=torch.float64)
+        optimizer = torch.optim.SGD(
+            spred(model, ["0.weight"], alpha=alpha), lr=0.1, momentum=0.9, weight_decay=decay
+        )
+        with nullcontext() if decay else pytest.warns(EvadedPenaltyWarning, match=r"1 weight.* \(1, 1\) are"):
+            check_factor_decay(optimizer)
+            for _ in range(700):
+                optimizer.zero_grad()
+                (0.5 * (model(x) - 1).square().sum()).backward()
+                optimizer.step()
+        w, v = model[0].weight.item(), model[2].weight.item()
+        products[decay], norms[decay] = w * v, w
+    assert norms[gamma] == pytest.approx((gamma * products[gamma] ** 2 / alpha) ** (1 / 3), rel=1e-6)
+    assert norms[0.0] < norms[gamma] / 3
+    assert 1 - products[0.0] < (1 - products[gamma]) / 3
+
+
 def test_full_names_choose_one_layer() -> None:
     model = make(lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
     spred(model, names=["1.weight"], alpha=ALPHA)
@@ -222,7 +339,7 @@ def test_merge_leaves_a_plain_module() -> None:
     assert isinstance(layer.weight, nn.Parameter)
     assert layer.weight.requires_grad
     assert layer.weight.tolist() == [[1.5, 0.0, 0.2]]
-    with pytest.raises(InputError, match="no weight factorized"):
+    with pytest.raises(InputError, match="no weight in factors"):
         merge_spred(layer)
 
 
@@ -280,7 +397,7 @@ def test_decoupled_decay_cannot_take_a_step(make_optimizer: Any) -> None:
         optimizer.step()
     assert torch.equal(layer.weight, before)
     with pytest.raises(InputError, match="outside the gradient"):
-        check_spred_optimizer(optimizer)
+        check_factor_decay(optimizer)
 
 
 def test_decoupled_decay_would_not_have_been_the_lasso(regression: Any) -> None:
@@ -304,7 +421,7 @@ def test_copies_are_guarded_too() -> None:
     layer = linear(4)
     spred(layer, alpha=ALPHA)
     twin = copy.deepcopy(layer)
-    optimizer = torch.optim.AdamW(spred_groups(twin))
+    optimizer = torch.optim.AdamW(factor_groups(twin))
     twin.weight.sum().backward()
     with pytest.raises(InputError, match="outside the gradient"):
         optimizer.step()
@@ -351,10 +468,10 @@ def test_other_optimizers_are_left_alone() -> None:
 def test_equal_factors_are_refused_with_the_reason() -> None:
     """A batch norm's scale is one, as is the mask: the natural way into the trap."""
     layer = nn.BatchNorm1d(3)
-    with pytest.raises(InputError, match=r"3 of 3 weights of weight .* \|u\| = \|v\|.* non-negative"):
-        spred(layer, alpha=ALPHA)
+    with pytest.raises(InputError, match=r"3 of 3 products in weight .* \|u\| = \|v\|.* non-negative"):
+        spred(layer, ["weight"], alpha=ALPHA)
     assert not parametrize.is_parametrized(layer)
-    spred(layer, alpha=ALPHA, scale=2.0)
+    spred(layer, ["weight"], alpha=ALPHA, scale=2.0)
     with pytest.raises(InputError, match="change sign"):
         layer.weight = torch.tensor([1.0, -4.0, 2.0])
 
@@ -374,12 +491,6 @@ def test_equal_factors_solve_the_non_negative_lasso(regression: Any) -> None:
     assert constrained > 1.2 * objective(X, y, lasso(X, y, ALPHA), ALPHA)
 
 
-def tied_model() -> nn.Module:
-    model = make(lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
-    model[1].weight = model[0].weight
-    return model
-
-
 def frozen_model() -> nn.Module:
     return linear(3).requires_grad_(False)
 
@@ -394,9 +505,18 @@ def frozen_model() -> nn.Module:
         (linear, {"scale": -1.0}, "scale must be finite and > 0"),
         (linear, {"names": "weight"}, "names must be a list"),
         (linear, {"names": ["wieght"]}, "no parameter 'wieght'; it has: weight"),
-        (tied_model, {}, "one tied parameter"),
+        (linear, {"exclude": ["weight"]}, "no weight .* that is not excluded"),
+        (lambda: language_model(0), {"mode": "in_features"}, "of which in_features are different axes"),
+        (lambda: nn.BatchNorm1d(3), {}, "no weight .parameter of two or more axes."),
+        (lambda: make(lambda: nn.LSTM(3, 3)), {}, "weight_ih_l0 belongs to a recurrent layer"),
+        (linear, {"block": 2}, "needs mode in_features or out_features"),
+        (
+            linear,
+            {"mode": "in_features", "block": 3},
+            "block must divide the 40 in_features of weight, got 3",
+        ),
         (frozen_model, {}, "frozen"),
-        (lambda: nn.LayerNorm(3), {"mode": "in_features"}, "has no axis of in_features"),
+        (lambda: nn.LayerNorm(3), {"names": ["weight"], "mode": "in_features"}, "has no axis of in_features"),
         (lambda: make(lambda: nn.Conv1d(4, 4, 1, groups=2)), {"mode": "in_features"}, "grouped convolution"),
     ],
 )

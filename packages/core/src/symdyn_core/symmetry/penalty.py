@@ -75,34 +75,54 @@ def predict_imbalance(initial: ArrayLike, weight_decay: float, time: float) -> N
     return np.asarray(np.asarray(initial, dtype=np.float64) * math.exp(-2 * weight_decay * time))
 
 
-def group_norms(weight: Tensor, axis: int | None) -> Tensor:
+def group_norms(weight: Tensor, axis: int | None, block: int = 1) -> Tensor:
     """Return the norm of each group, reduced axes kept with length one.
 
     Args:
         weight: any shape.
         axis: groups share an index along it; None makes every entry its own group.
+        block: number of consecutive indices along the axis that share a group; divides its length.
 
-    >>> group_norms(torch.tensor([[3.0, 0.0], [4.0, 2.0]]), axis=1)
-    tensor([[5., 2.]])
+    >>> weight = torch.tensor([[3.0, 0.0], [4.0, 12.0]])
+    >>> group_norms(weight, axis=1)
+    tensor([[ 5., 12.]])
+    >>> group_norms(weight, axis=1, block=2)
+    tensor([[13.]])
     """
-    if axis is None or weight.ndim == 1:
+    if axis is None:
         return weight.abs()
-    reduced = [k for k in range(weight.ndim) if k != axis]
-    norms: Tensor = torch.linalg.vector_norm(weight, dim=reduced, keepdim=True)
-    return norms
+    blocks = weight.reshape(*weight.shape[:axis], -1, block, *weight.shape[axis + 1 :])
+    reduced = [k for k in range(blocks.ndim) if k != axis]
+    norms: Tensor = torch.linalg.vector_norm(blocks, dim=reduced, keepdim=True)
+    return norms.squeeze(axis + 1)
+
+
+def spread(groups: Tensor, axis: int | None, block: int = 1) -> Tensor:
+    """Return one value per group so that it broadcasts over the weights of the group.
+
+    >>> spread(torch.tensor([[1.0, 2.0]]), axis=1, block=2)
+    tensor([[1., 1., 2., 2.]])
+    """
+    return groups if axis is None or block == 1 else groups.repeat_interleave(block, axis)
 
 
 def kkt_violation(
-    weight: Tensor, gradient: Tensor, alpha: float, *, axis: int | None = None, tau: float = 1e-3
+    weight: Tensor,
+    gradient: Tensor,
+    alpha: float,
+    *,
+    axis: int | None = None,
+    block: int = 1,
+    tau: float = 1e-3,
 ) -> float:
-    """Return :func:`kkt_residual` of one weight from its gradient; groups share an index along ``axis``.
+    """Return :func:`kkt_residual` of one weight from its gradient; groups as in :func:`group_norms`.
 
     >>> kkt_violation(torch.tensor([1.0, 0.0]), torch.tensor([-0.5, 0.2]), alpha=0.5)
     0.0
     """
-    norms = group_norms(weight, axis)
+    norms = group_norms(weight, axis, block)
     on_support = norms > tau * norms.max()
-    unit = weight / torch.where(on_support, norms, torch.ones_like(norms))
-    on = group_norms(gradient + alpha * unit, axis)
-    off = (group_norms(gradient, axis) - alpha).clamp(min=0)
+    unit = weight / spread(torch.where(on_support, norms, torch.ones_like(norms)), axis, block)
+    on = group_norms(gradient + alpha * unit, axis, block)
+    off = (group_norms(gradient, axis, block) - alpha).clamp(min=0)
     return float(torch.where(on_support, on, off).max())

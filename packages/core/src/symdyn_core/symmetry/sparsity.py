@@ -7,47 +7,60 @@ saddle. A scalar factor in front of a group of weights gives the group lasso the
 
 Three things make it fail in silence, and are refused here: decay outside the gradient (AdamW), decay other
 than the stated strength, and factors that start equal in magnitude: the updates keep $u=v$, so $w=u^2$ never
-becomes negative. Two things remain to the user: zeros are approached, not reached (:func:`merge_spred` rounds
-them), and in a network whose next layer is not decayed the penalty can be evaded by rescaling.
+becomes negative. Zeros are approached, not reached; :func:`merge_spred` rounds them.
 
-Where the loss is one that a dedicated Lasso solver accepts, use that: it is tens to hundreds of times faster.
+**Deep networks.** A layer in front of ReLU can shrink by any factor that the next layer takes up, and with it
+its penalty, unless the next layer pays too. So an L1 strength means something only where all layers that
+share a rescaling are decayed or penalised: factorize the whole model (the default) or give the optimizer a
+``weight_decay`` for the rest. A step with neither gives an
+:class:`~symdyn_core.symmetry.factors.EvadedPenaltyWarning`.
+
+**When not to use it.** Where the loss is one that a dedicated Lasso solver accepts (squared, logistic, Huber
+or Poisson loss of a linear model), use that solver: it is tens to hundreds of times faster and its zeros are
+exact. Inside networks, we know of no accuracy that this gains over a subgradient of the L1 norm under Adam
+and a decaying learning rate; what it gains is an objective that is smooth and a strength that is exact.
 """
 
-import functools
 import math
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from symdyn_core.errors import InputError
-from symdyn_core.random import torch_generator
-from symdyn_core.symmetry.decay import has_coupled_decay
-from symdyn_core.symmetry.penalty import group_norms, kkt_violation
+from symdyn_core.symmetry.factors import (
+    Factorization,
+    Holder,
+    Init,
+    Weight,
+    check_factorizable,
+    check_finite,
+    check_start,
+    check_thresholds,
+    factor_groups,
+    factorized,
+    select,
+    weight_gradients,
+)
+from symdyn_core.symmetry.penalty import group_norms, kkt_violation, spread
 
 Mode = Literal["elementwise", "in_features", "out_features"]
-Init = Literal["pretrained", "random"]
 
 _UNITS = {"elementwise": "entries", "in_features": "inputs", "out_features": "outputs"}
-
-# Factor -> the weight decay it must get. Weak, so that merged and dropped models leave nothing behind.
-_FACTORS = WeakTensorKeyDictionary()
-# Optimizer -> the options under which it was found good, so that a training step pays for one comparison.
-_CHECKED: weakref.WeakKeyDictionary[Optimizer, list[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+# Layers whose weight has inputs along axis 0 and outputs along axis 1; all others have them the other way.
+_INPUTS_FIRST = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding, nn.EmbeddingBag)
 
 
 def spred(
     module: nn.Module,
-    names: Sequence[str] = ("weight",),
+    names: Sequence[str] | None = None,
     *,
     alpha: float,
+    exclude: Sequence[str] = (),
     mode: Mode = "elementwise",
+    block: int = 1,
     init: Init = "pretrained",
     scale: float | None = None,
     seed: int = 0,
@@ -57,20 +70,25 @@ def spred(
     $$\min_{u\odot v=w} L(w)+\frac{\alpha}{2}\left(\|u\|^2+\|v\|^2\right) = L(w)+\alpha\|w\|_1$$
 
     ``mode="in_features"`` and ``"out_features"`` put one scalar before all weights of an input or output:
-    $\alpha\sum_j\|w_j\|_2$ over the groups $j$. The module is changed in place and keeps its interface;
-    ``alpha`` means what it means in scikit-learn's ``Lasso`` if the loss is half the mean squared error.
+    $\alpha\sum_j\|w_j\|_2$ over the groups $j$, whatever their size. The module is changed in place and keeps
+    its interface; ``alpha`` means what it means in scikit-learn's ``Lasso`` if the loss is half the mean
+    squared error.
 
     From now on, every optimizer in this process refuses to step the factors unless their ``weight_decay`` is
-    ``alpha`` and coupled (see :func:`check_spred_optimizer`).
+    ``alpha`` and coupled (see :func:`~symdyn_core.symmetry.factors.check_factor_decay`).
 
     Args:
         module: model or layer; submodules are searched.
-        names: parameters to factorize, each a local name (``"weight"``: of every submodule that has one) or a
-            full one (``"encoder.0.weight"``: only that).
+        names: parameters to factorize, each a local name (``"weight"``: of every submodule that has one), a
+            full one (``"encoder.0.weight"``) or a pattern for full ones (``"encoder.*"``). By default all of
+            two or more axes: every weight, no bias, no normalisation. A tied parameter is factorized once.
         alpha: strength of the penalty, > 0.
+        exclude: names as above that are left alone.
         mode: what vanishes as one: entries, inputs (axis 1 of a linear or convolutional weight) or outputs
-            (axis 0); transposed convolutions have the axes the other way round, and so has this.
-        init: ``"pretrained"`` keeps the layer's function: $u=w/\text{scale}$, $v=\text{scale}$;
+            (axis 0); embeddings and transposed convolutions have these axes the other way round, and so has
+            this.
+        block: number of consecutive inputs or outputs that vanish as one, ``head_dim`` for attention heads.
+        init: ``"pretrained"`` keeps the layer's function: $u=\text{scale}$, $v=w/\text{scale}$;
             ``"random"`` draws both factors from $N(0,\text{scale}^2)$.
         scale: magnitude of the start, > 0; by default 1 (pretrained) or 0.3 (random).
         seed: of the random start.
@@ -80,8 +98,9 @@ def spred(
         other parameters without, so that these follow the optimizer's own default.
 
     Raises:
-        InputError: a value out of range; no such parameter; a parameter that is frozen, tied, already
-            parametrized or has no such axis; factors that would start equal (weights of magnitude scale²).
+        InputError: a value out of range; no such parameter; a parameter that is frozen, already parametrized,
+            of a recurrent layer (``nn.LSTM`` and its like see no parametrization) or without such an axis;
+            factors that would start equal (weights of magnitude scale²).
 
     Source:
         arXiv:2210.01212; the constants re-derived in torch's convention.
@@ -99,108 +118,41 @@ def spred(
     >>> [round(value, 4) for value in model.weight[0].tolist()]
     [1.5, 0.0]
     """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise InputError(f"alpha must be finite and > 0, got {alpha}")
-    for what, value, allowed in (("mode", mode, get_args(Mode)), ("init", init, get_args(Init))):
-        if value not in allowed:
-            raise InputError(f"{what} must be one of {', '.join(allowed)}, got {value!r}")
-    if scale is None:
-        scale = 1.0 if init == "pretrained" else 0.3
-    if not (math.isfinite(scale) and scale > 0):
-        raise InputError(f"scale must be finite and > 0, got {scale}")
-
-    chosen = _select(module, names)
+    scale = check_start(alpha, init, scale)
+    if mode not in get_args(Mode):
+        raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    chosen = select(module, names, exclude)
     products = []
-    for name, owner, local in chosen:  # everything that can be refused is, before anything is changed
-        _check_trainable(module, name, owner, local)
-        axis = _group_axis(name, owner, local, mode)
-        products.append(_Product(name, alpha, mode, axis, scale))
+    for weight in chosen:  # everything that can be refused is, before anything is changed
+        check_factorizable(weight)
+        axis = _group_axis(weight, mode, block)
+        products.append(_Product(weight.name, alpha, mode, axis, block, scale))
         if init == "pretrained":
-            products[-1].right_inverse(getattr(owner, local).detach())
-    for (name, owner, local), product in zip(chosen, products, strict=True):
+            products[-1].right_inverse(weight.value.detach())
+    for weight, product in zip(chosen, products, strict=True):
         if init == "random":
             with torch.no_grad():
-                getattr(owner, local).zero_()
-        parametrize.register_parametrization(owner, local, product)
+                weight.value.zero_()
+        weight.factorize(product)
         if init == "random":
-            generator = torch_generator(seed, "spred", name)
-            for factor in _factors(owner, local):
-                drawn = torch.randn(factor.shape, generator=generator, dtype=torch.float64)
-                with torch.no_grad():
-                    factor.copy_(scale * drawn)
-    return spred_groups(module)
-
-
-def spred_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the optimizer's parameter groups of a module with factorized weights, as :func:`spred` does.
-
-    For a second call of :func:`spred` on the same model with another strength, or a copy of the model.
-
-    Raises:
-        InputError: no weight of the module is factorized.
-
-    >>> model = torch.nn.Sequential(torch.nn.LayerNorm(3), torch.nn.LayerNorm(3))
-    >>> _ = spred(model[0], alpha=0.1, init="random")
-    >>> _ = spred(model[1], alpha=0.2, init="random")
-    >>> [(len(group["params"]), group.get("weight_decay")) for group in spred_groups(model)]
-    [(2, 0.1), (2, 0.2), (2, None)]
-    """
-    by_strength: dict[float, list[nn.Parameter]] = {}
-    for _, owner, local, product in _factorized(module):
-        by_strength.setdefault(product.alpha, []).extend(_factors(owner, local))
-    taken = {id(factor) for factors in by_strength.values() for factor in factors}
-    rest = [parameter for parameter in module.parameters() if id(parameter) not in taken]
-    groups: list[dict[str, Any]] = [
-        {"params": factors, "weight_decay": strength} for strength, factors in by_strength.items()
-    ]
-    return [*groups, {"params": rest}] if rest else groups
-
-
-def check_spred_optimizer(optimizer: Optimizer) -> None:
-    """Raise unless the optimizer's decay of factorized weights is the stated L1 penalty.
-
-    Runs by itself before the optimizer's first step and whenever its groups have changed; call it to hear of
-    a mistake when the optimizer is made.
-
-    Raises:
-        InputError: ``weight_decay`` of a factor is not its ``alpha``, or not the gradient of an L2 penalty.
-
-    >>> layer = torch.nn.LayerNorm(3)
-    >>> check_spred_optimizer(torch.optim.AdamW(spred(layer, alpha=0.1, init="random")))
-    Traceback (most recent call last):
-    symdyn_core.errors.InputError: AdamW applies weight_decay outside the gradient ...
-    """
-    kind = type(optimizer).__name__
-    for index, group in enumerate(optimizer.param_groups):
-        strengths = sorted({_FACTORS[factor] for factor in group["params"] if factor in _FACTORS})
-        if not strengths:
-            continue
-        decay = group.get("weight_decay")
-        if strengths != [decay]:
-            raise InputError(
-                f"factors of a spred weight must have weight_decay=alpha={', '.join(map(str, strengths))} "
-                f"in {kind}, got {decay}; make the optimizer from the groups that spred() or spred_groups() "
-                "returns"
-            )
-        if not has_coupled_decay(optimizer, index):
-            raise InputError(
-                f"{kind} applies weight_decay outside the gradient (decoupled), so it does not minimise an "
-                "L2 penalty on the factors and the result is not the lasso; use SGD or Adam"
-            )
+            weight.draw(scale, seed, "spred")
+    return factor_groups(module)
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """What is left of one weight: ``kept`` of ``total`` units, which are entries, inputs or outputs."""
+    """What is left of one weight: ``kept`` of ``total`` units: entries, or blocks of inputs or outputs."""
 
     name: str
     mode: Mode
     kept: int
     total: int
+    block: int = 1
 
     def __str__(self) -> str:
         share = 100 * self.kept / max(self.total, 1)
-        return f"{self.name}: {self.kept} of {self.total} {_UNITS[self.mode]} ({share:.1f} %)"
+        unit = _UNITS[self.mode] if self.block == 1 else f"blocks of {self.block} {_UNITS[self.mode]}"
+        return f"{self.name}: {self.kept} of {self.total} {unit} ({share:.1f} %)"
 
 
 @dataclass(frozen=True)
@@ -226,9 +178,10 @@ class SparsityReport:
 def merge_spred(module: nn.Module, tau: float = 1e-3, *, floor: float = 1e-8) -> SparsityReport:
     """Turn factorized weights back into plain parameters, with small ones set to exact zero.
 
-    A unit (entry, input or output, by the mode) is kept if its norm exceeds both ``floor`` and ``tau`` times
-    the layer's largest. Gradient descent approaches zeros exponentially and never arrives, so this is part of
-    the method. The weights are new ``Parameter`` objects: make a new optimizer to go on training.
+    A unit (entry, or block of inputs or outputs, by the mode) is kept if its norm exceeds both ``floor`` and
+    ``tau`` times the layer's largest. Gradient descent approaches zeros exponentially and never arrives, so
+    this is part of the method. The weights are new ``Parameter`` objects, tied where they were: make a new
+    optimizer to go on training.
 
     Args:
         module: a module that :func:`spred` has changed; changed back in place.
@@ -246,26 +199,16 @@ def merge_spred(module: nn.Module, tau: float = 1e-3, *, floor: float = 1e-8) ->
     >>> layer.weight.tolist()
     [[2.0, 0.0]]
     """
-    if not 0 <= tau < 1:
-        raise InputError(f"tau must be in [0, 1), got {tau}")
-    if not floor >= 0:
-        raise InputError(f"floor must be >= 0, got {floor}")
-    found = list(_factorized(module))
-    for name, owner, local, _ in found:
-        if not torch.isfinite(getattr(owner, local)).all():
-            raise InputError(f"{name} has entries that are not finite; has the training diverged?")
+    check_thresholds(tau, floor)
+    found = list(factorized(module, _Product))
+    check_finite(found)
     layers = []
-    for name, owner, local, product in found:
-        trainable = all(factor.requires_grad for factor in _factors(owner, local))
-        weight = getattr(owner, local).detach()
-        norms = group_norms(weight, product.axis)
+    for weight in found:
+        by, value = weight.by, weight.value.detach()
+        norms = group_norms(value, by.axis, by.block)
         keep = norms > max(floor, tau * float(norms.max()))
-        parametrize.remove_parametrizations(owner, local)
-        # torch leaves a buffer where a factor was frozen; what was a parameter shall be one again.
-        delattr(owner, local)
-        merged = torch.where(keep, weight, torch.zeros_like(weight))
-        owner.register_parameter(local, nn.Parameter(merged, requires_grad=trainable))
-        layers.append(LayerSparsity(name, product.mode, int(keep.sum()), keep.numel()))
+        weight.merge(torch.where(spread(keep, by.axis, by.block), value, torch.zeros_like(value)))
+        layers.append(LayerSparsity(weight.name, by.mode, int(keep.sum()), keep.numel(), by.block))
     return SparsityReport(tuple(layers))
 
 
@@ -274,8 +217,10 @@ def kkt_residual(
     loss_fn: Callable[[], Tensor],
     alpha: float,
     *,
-    names: Sequence[str] = ("weight",),
+    names: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
     mode: Mode = "elementwise",
+    block: int = 1,
     tau: float = 1e-3,
 ) -> float:
     r"""Return by how much weights miss the optimality conditions of the L1-penalised loss; 0 at a minimum.
@@ -291,7 +236,9 @@ def kkt_residual(
         loss_fn: evaluates the loss without penalty, on the module as it is.
         alpha: strength of the penalty, > 0.
         names: as in :func:`spred`.
+        exclude: as in :func:`spred`.
         mode: as in :func:`spred`.
+        block: as in :func:`spred`.
         tau: units whose norm is at most ``tau`` times the layer's largest count as zero.
 
     Raises:
@@ -308,148 +255,58 @@ def kkt_residual(
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise InputError(f"alpha must be finite and > 0, got {alpha}")
-    if not 0 <= tau < 1:
-        raise InputError(f"tau must be in [0, 1), got {tau}")
-    chosen = _select(module, names)
-    with torch.enable_grad(), parametrize.cached():
-        weights = [getattr(owner, local) for _, owner, local in chosen]
-        for (name, _, _), weight in zip(chosen, weights, strict=True):
-            if not weight.requires_grad:
-                raise InputError(f"{name} is frozen (requires_grad=False), so it has no gradient")
-        gradients = torch.autograd.grad(loss_fn(), weights, allow_unused=True, materialize_grads=True)
+    check_thresholds(tau)
+    chosen = select(module, names, exclude)
     return max(
-        kkt_violation(weight.detach(), gradient, alpha, axis=_group_axis(name, owner, local, mode), tau=tau)
-        for (name, owner, local), weight, gradient in zip(chosen, weights, gradients, strict=True)
+        kkt_violation(weight.value.detach(), gradient, alpha, axis=axis, block=block, tau=tau)
+        for weight, gradient, axis in zip(
+            chosen,
+            weight_gradients(chosen, loss_fn),
+            [_group_axis(weight, mode, block) for weight in chosen],
+            strict=True,
+        )
     )
 
 
-class _Product(nn.Module):
+class _Product(Factorization):
     """The parametrization: forward multiplies the factors, ``right_inverse`` splits a weight into them."""
 
-    def __init__(self, name: str, alpha: float, mode: Mode, axis: int | None, scale: float) -> None:
-        super().__init__()
-        self.name, self.alpha, self.mode, self.axis, self.scale = name, alpha, mode, axis, scale
+    def __init__(
+        self, name: str, alpha: float, mode: Mode, axis: int | None, block: int, scale: float
+    ) -> None:
+        super().__init__(name, alpha, scale)
+        self.mode, self.axis, self.block = mode, axis, block
 
     def forward(self, mask: Tensor, vector: Tensor) -> Tensor:
-        # Here and not only in spred(): a copied or unpickled model has new factors.
-        if not torch.compiler.is_compiling():
-            _watch(self.alpha, mask, vector)
-        return mask * vector
+        self.watch(mask, vector)
+        return spread(mask, self.axis, self.block) * vector
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        mask = torch.full_like(group_norms(weight, self.axis), self.scale)
-        vector = weight / self.scale
-        # A group of several weights can turn instead of passing through zero; a single weight cannot.
-        if mask.numel() == weight.numel():
-            equal = torch.isclose(mask, vector.abs(), rtol=1e-6, atol=0.0)
-            if equal.any():
-                raise InputError(
-                    f"{int(equal.sum())} of {weight.numel()} weights of {self.name} have magnitude "
-                    f"scale²={self.scale**2:g}, so their factors would start with |u| = |v|: gradient "
-                    "descent keeps them so, the weights can never change sign, and the result is a "
-                    "sign-constrained (for u = v the non-negative) lasso; choose another scale, or "
-                    "init='random'"
-                )
-        return mask, vector
+        return self.split(group_norms(weight, self.axis, self.block), weight)
 
 
-def _watch(alpha: float, *factors: Tensor) -> None:
-    """Have every optimizer that steps these factors checked first."""
-    _guard_optimizers()
-    for factor in factors:
-        if isinstance(factor, nn.Parameter) and factor not in _FACTORS:
-            _FACTORS[factor] = alpha
-
-
-@functools.cache
-def _guard_optimizers() -> None:
-    # Only a step brings an optimizer and a factor together, so only there is a mismatch sure to be seen.
-    register_optimizer_step_pre_hook(_before_step)
-
-
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    options: list[tuple[Any, ...]] = [
-        (group.get("weight_decay"), group.get("decoupled_weight_decay"), len(group["params"]))
-        for group in optimizer.param_groups
-    ]
-    options.append((len(_FACTORS),))  # a parameter it has long held may have become known as a factor
-    if _CHECKED.get(optimizer) != options:
-        check_spred_optimizer(optimizer)
-        _CHECKED[optimizer] = options
-
-
-def _group_axis(name: str, owner: nn.Module, local: str, mode: Mode) -> int | None:
-    """Axis along which groups are counted."""
+def _group_axis(weight: Weight, mode: Mode, block: int) -> int | None:
+    """Axis along which groups are counted; raises InputError if the holders have no common one."""
     if mode == "elementwise":
+        if block != 1:
+            raise InputError(f"block={block} needs mode in_features or out_features, got elementwise")
         return None
-    weight = getattr(owner, local)
-    transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    axis = int((mode == "in_features") != transposed)
-    if weight.ndim <= axis:
-        raise InputError(f"{name} of shape {tuple(weight.shape)} has no axis of {mode}")
-    if axis == 1 and getattr(owner, "groups", 1) != 1:
-        raise InputError(f"{name} belongs to a grouped convolution, whose axis 1 is not {mode}")
+    axes = {_axis_of(holder, mode) for holder in weight.holders}
+    if len(axes) > 1:
+        names = " and ".join(holder.name for holder in weight.holders)
+        raise InputError(f"{names} are one tied parameter, of which {mode} are different axes")
+    (axis,) = axes
+    length = weight.value.shape[axis]
+    if block < 1 or length % block:
+        raise InputError(f"block must divide the {length} {mode} of {weight.name}, got {block}")
     return axis
 
 
-def _factors(owner: nn.Module, local: str) -> list[nn.Parameter]:
-    originals: list[nn.Parameter] = list(_parametrization(owner, local).parameters())
-    return originals
-
-
-def _parametrization(owner: nn.Module, local: str) -> parametrize.ParametrizationList:
-    found = owner.get_submodule(f"parametrizations.{local}")
-    assert isinstance(found, parametrize.ParametrizationList)
-    return found
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Full name, owner and local name of every parameter, factorized or not."""
-    for prefix, owner in module.named_modules():
-        if isinstance(owner, parametrize.ParametrizationList):
-            continue
-        parametrized = getattr(owner, "parametrizations", {}) if parametrize.is_parametrized(owner) else {}
-        plain = [local for local, parameter in owner._parameters.items() if parameter is not None]
-        for local in [*plain, *parametrized]:
-            yield (f"{prefix}.{local}" if prefix else local), owner, local
-
-
-def _select(module: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module, str]]:
-    if isinstance(names, str):
-        raise InputError(f"names must be a list of names, got the single text {names!r}")
-    available = list(_tensors(module))
-    for name in names:
-        if not any(name in (full, local) for full, _, local in available):
-            known = ", ".join(full for full, _, _ in available) or "none"
-            raise InputError(f"{type(module).__name__} has no parameter {name!r}; it has: {known}")
-    return [entry for entry in available if entry[0] in names or entry[2] in names]
-
-
-def _check_trainable(module: nn.Module, name: str, owner: nn.Module, local: str) -> None:
-    if parametrize.is_parametrized(owner, local):
-        raise InputError(f"{name} is already parametrized")
-    weight = getattr(owner, local)
-    if not weight.is_floating_point():
-        raise InputError(f"{name} must be real floating point, got {weight.dtype}")
-    if not weight.requires_grad:
-        raise InputError(f"{name} is frozen (requires_grad=False), so a penalty on it has no effect")
-    holders = [full for full, other, key in _tensors(module) if other._parameters.get(key) is weight]
-    if len(holders) > 1:
-        raise InputError(f"{' and '.join(holders)} are one tied parameter; untie them to factorize one")
-
-
-def _factorized(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, _Product]]:
-    """Every factorized weight of the module; raises InputError if there is none."""
-    found = 0
-    for name, owner, local in _tensors(module):
-        if not parametrize.is_parametrized(owner, local):
-            continue
-        chain = list(_parametrization(owner, local))
-        if not isinstance(chain[0], _Product):
-            continue
-        if len(chain) > 1:
-            raise InputError(f"{name} has another parametrization on top of spred's; remove that one first")
-        found += 1
-        yield name, owner, local, chain[0]
-    if not found:
-        raise InputError(f"{type(module).__name__} has no weight factorized by spred()")
+def _axis_of(holder: Holder, mode: Mode) -> int:
+    axis = int((mode == "in_features") != isinstance(holder.owner, _INPUTS_FIRST))
+    shape = tuple(holder.value.shape)
+    if len(shape) <= axis:
+        raise InputError(f"{holder.name} of shape {shape} has no axis of {mode}")
+    if axis == 1 and getattr(holder.owner, "groups", 1) != 1:
+        raise InputError(f"{holder.name} belongs to a grouped convolution, whose axis 1 is not {mode}")
+    return axis
