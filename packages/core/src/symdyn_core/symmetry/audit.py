@@ -1,79 +1,49 @@
 """Audit a trained network: its symmetries, what they conserve, what has collapsed, and what to do."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from symdyn_core.errors import InputError
-from symdyn_core.params import FrozenModel, LossFunction, Params, evaluate_loss
+from symdyn_core.params import LossFunction, evaluate_loss, flat_outputs, frozen_copy
+from symdyn_core.symmetry.activity import Activity, watch_activity
 from symdyn_core.symmetry.advice import advise
-from symdyn_core.symmetry.collapse import (
-    ActivityMoments,
-    duplicate_pairs,
-    effective_rank,
-    faded_units,
-    numerical_rank,
-)
-from symdyn_core.symmetry.find import Finding, SymmetryReport, find_symmetries
-from symdyn_core.symmetry.kinds import GeneralLinear, PositiveRescaling, SignFlip, Symmetry
+from symdyn_core.symmetry.audit_charges import COLUMNS as CHARGE_COLUMNS
+from symdyn_core.symmetry.audit_charges import ChargeAudit, audit_charges
+from symdyn_core.symmetry.audit_layers import COLUMNS as LAYER_COLUMNS
+from symdyn_core.symmetry.audit_layers import LayerAudit, audit_layers
+from symdyn_core.symmetry.find import SearchWarning, find_symmetries
+from symdyn_core.symmetry.kinds import GeneralLinear
 from symdyn_core.symmetry.page import render
-from symdyn_core.symmetry.trace import Layer, trace_chain
+from symdyn_core.symmetry.rebalance import EquilibriumReport, equilibrium_report
+from symdyn_core.symmetry.report import Finding, SymmetryReport
+from symdyn_core.symmetry.structure.forward import Untraceable, plain_operations
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderableType
 
+SOLVED_PARAMETERS = 20_000
+
 
 @dataclass(frozen=True)
-class LayerAudit:
-    r"""What the audit says of one linear layer and the units it writes to.
+class Training:
+    """How the network is trained, as far as its noise equilibrium depends on it.
 
     Args:
-        name: qualified name of the layer.
-        fan_in: inputs of a unit.
-        width: number of units.
-        activation: name of the function applied to the units; ``output`` for the last layer.
-        charges: :math:`C_i=\|w^{out}_i\|^2-\|w^{in}_i\|^2` of every unit where gradient flow conserves it
-            (for linear units: the diagonal of the charge matrix), else None.
-        imbalance: :math:`\sum_i C_i/\sum_i(\|w^{in}_i\|^2+\|w^{out}_i\|^2)` in [-1, 1], or None; positive
-            where the outgoing weights are the larger ones.
-        unit_imbalances: the same for every unit.
-        dead_units: hidden units whose activation is the same for every sample.
-        faded_units: hidden units that move the next layer by less than a thousandth of what the
-            strongest one does.
-        duplicate_pairs: ``(i, j)`` for every unit j that copies an earlier unit i.
-        rank: numerical rank of the weight matrix at the precision it is stored in.
-        effective_rank: of the weight matrix.
-        activation_rank: effective rank of the centred activations on the data.
+        learning_rate: of SGD without momentum.
+        batch_size: of SGD.
+        weight_decay: as ``torch.optim.SGD`` takes it.
     """
 
-    name: str
-    fan_in: int
-    width: int
-    activation: str
-    charges: tuple[float, ...] | None
-    imbalance: float | None
-    unit_imbalances: tuple[float, ...] | None
-    dead_units: tuple[int, ...]
-    faded_units: tuple[int, ...]
-    duplicate_pairs: tuple[tuple[int, int], ...]
-    rank: int
-    effective_rank: float
-    activation_rank: float
-
-    @property
-    def charge(self) -> float | None:
-        """The charges added up."""
-        return None if self.charges is None else sum(self.charges)
-
-    @property
-    def full_rank(self) -> int:
-        """The largest rank a matrix of this shape can have."""
-        return min(self.fan_in, self.width)
+    learning_rate: float
+    batch_size: int
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -86,9 +56,12 @@ class AuditReport:
         frozen: names of those that do not train.
         samples: number of samples that activations were measured on.
         loss: on these samples, in evaluation mode.
-        layers: one entry per linear layer.
-        symmetries: verified on the data.
-        rejected: proposed by the structure, refuted by the numbers.
+        training: how it is trained, if that was said.
+        layers: one entry per weight matrix, and per set of units that none of them stands for.
+        charges: one entry per group of symmetries that conserve a charge.
+        found: the symmetries.
+        lost: fraction of the parameters whose work could be done by the others.
+        not_covered: what the audit does not speak of, and why.
     """
 
     model: str
@@ -96,14 +69,32 @@ class AuditReport:
     frozen: tuple[str, ...]
     samples: int
     loss: float
+    training: Training | None
     layers: tuple[LayerAudit, ...]
-    symmetries: tuple[Finding, ...]
-    rejected: tuple[Finding, ...]
+    charges: tuple[ChargeAudit, ...]
+    found: SymmetryReport
+    lost: float
+    not_covered: tuple[str, ...]
+
+    @property
+    def symmetries(self) -> tuple[Finding, ...]:
+        """Symmetries that were verified on the data."""
+        return self.found.found
+
+    @property
+    def approximate(self) -> tuple[Finding, ...]:
+        """Symmetries that hold up to the eps of a normalisation."""
+        return self.found.approximate
+
+    @property
+    def rejected(self) -> tuple[Finding, ...]:
+        """Symmetries that the structure suggests and the numbers refute."""
+        return self.found.rejected
 
     @property
     def dimension(self) -> int:
         """Number of directions in parameter space along which the function does not change."""
-        return SymmetryReport(self.symmetries, ()).dimension
+        return self.found.dimension
 
     @property
     def advice(self) -> list[str]:
@@ -111,49 +102,58 @@ class AuditReport:
         return advise(self)
 
     def to_frame(self, rows: str = "layers") -> "pd.DataFrame":
-        """Return a table with one row per layer, or one per symmetry.
+        """Return a table with one row per layer, per charge, or per symmetry.
 
         Args:
-            rows: ``layers`` or ``symmetries``.
+            rows: ``layers``, ``charges`` or ``symmetries``.
 
         Raises:
             InputError: another word.
         """
         import pandas as pd
 
-        if rows not in ("layers", "symmetries"):
-            raise InputError(f"rows must be 'layers' or 'symmetries', got {rows!r}")
+        if rows not in ("layers", "charges", "symmetries"):
+            raise InputError(f"rows must be 'layers', 'charges' or 'symmetries', got {rows!r}")
         if rows == "symmetries":
-            columns = ["kind", "layer", "parameters", "group", "dimension", "error", "moved"]
-            return pd.DataFrame([finding.to_dict() for finding in self.symmetries], columns=columns)
-        return pd.DataFrame(
-            {
-                "layer": layer.name,
-                "fan_in": layer.fan_in,
-                "width": layer.width,
-                "activation": layer.activation,
-                "charge": layer.charge,
-                "imbalance": layer.imbalance,
-                "dead_units": len(layer.dead_units),
-                "faded_units": len(layer.faded_units),
-                "duplicate_pairs": len(layer.duplicate_pairs),
-                "rank": layer.rank,
-                "effective_rank": layer.effective_rank,
-                "activation_rank": layer.activation_rank,
-            }
-            for layer in self.layers
-        )
+            return self.found.to_frame()
+        if rows == "charges":
+            return pd.DataFrame([charge.to_row() for charge in self.charges], columns=CHARGE_COLUMNS)
+        return pd.DataFrame([layer.to_row() for layer in self.layers], columns=LAYER_COLUMNS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        values = asdict(self)
-        values["dimension"] = self.dimension
-        values["symmetries"] = [finding.to_dict() for finding in self.symmetries]
-        values["rejected"] = [finding.to_dict() for finding in self.rejected]
-        values["layers"] = [asdict(layer) | {"charge": layer.charge} for layer in self.layers]
-        values["advice"] = self.advice
-        loaded: dict[str, Any] = json.loads(json.dumps(values))
+        values = {
+            "model": self.model,
+            "parameters": self.parameters,
+            "frozen": list(self.frozen),
+            "samples": self.samples,
+            "loss": self.loss,
+            "training": asdict(self.training) if self.training else None,
+            "dimension": self.dimension,
+            "lost": self.lost,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "charges": [charge.to_dict() for charge in self.charges],
+            "symmetries": [finding.to_dict() for finding in self.symmetries],
+            "approximate": [finding.to_dict() for finding in self.approximate],
+            "rejected": [finding.to_dict() for finding in self.rejected],
+            "completeness": self.found.completeness(),
+            "coverage": self.found.coverage,
+            "notes": list(self.found.notes),
+            "not_covered": list(self.not_covered),
+            "advice": self.advice,
+        }
+        loaded: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
         return loaded
+
+    def to_html(self, title: str | None = None) -> str:
+        """Return the audit as one HTML page with its figures, readable offline, on a phone and on paper.
+
+        Args:
+            title: what was audited; by default the class of the model.
+        """
+        from symdyn_core.symmetry.audit_html import page
+
+        return page(self, title)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
         yield from render(self)
@@ -165,24 +165,33 @@ def audit(
     inputs: Tensor,
     targets: Tensor,
     *,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    weight_decay: float = 0.0,
     seed: int = 0,
     chunk_size: int = 1024,
 ) -> AuditReport:
     """Return the symmetries of a network, what they conserve, and how far its layers have collapsed.
 
     Args:
-        model: a fully connected network; it is copied, never changed, and judged in evaluation mode.
+        model: any module; it is copied, never changed, and its units are judged in evaluation mode.
         loss_fn: maps (outputs, targets) to one number.
         inputs: shape (n_samples, ...); held-out data, a few hundred samples or more.
         targets: shape (n_samples, ...).
+        learning_rate: of SGD; with it and `batch_size` the audit says where the noise takes each charge.
+        batch_size: of SGD, in [1, n_samples].
+        weight_decay: as ``torch.optim.SGD`` takes it; used with the two before.
         seed: draws the group elements that verify the symmetries.
         chunk_size: samples per forward pass, at least 1; the results do not depend on it.
 
     Raises:
-        InputError: the model is not covered yet, the data do not fit, or the loss is not one finite number.
+        InputError: the data do not fit, the loss is not one finite number, or a value is out of range. A
+            model of which not everything can be said is no error: see ``not_covered`` of the report.
 
-    Source: charges from arXiv 2402.07193, collapsed states from arXiv 2309.16932; re-derived.
+    Source: charges and noise equilibrium from arXiv 2402.07193, collapsed states from arXiv 2309.16932;
+    re-derived.
 
+    >>> import torch
     >>> with torch.random.fork_rng():
     ...     model, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.randn(20, 2)
     ...     report = audit(model, nn.functional.mse_loss, x, x[:, :1])
@@ -191,101 +200,127 @@ def audit(
     """
     if chunk_size < 1:
         raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
-    loss = evaluate_loss(model, loss_fn, inputs, targets)
-    found = find_symmetries(model, inputs, seed=seed)
-    frozen = FrozenModel(model)
-    chain = trace_chain(frozen)
-    moments = [ActivityMoments(layer.fan_out) for layer in chain.layers]
-    for chunk in torch.split(inputs, chunk_size):
-        for moment, (before, after) in zip(moments, chain.units(chunk), strict=True):
-            moment.add(before, after)
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    layers = [
-        _audit_layer(layer, reader, moment, found, frozen.params, dtypes[layer.weight])
-        for layer, reader, moment in zip(chain.layers, (*chain.layers[1:], None), moments, strict=True)
-    ]
+    training = _training(learning_rate, batch_size, weight_decay, inputs)
+    loss = _loss(model, loss_fn, inputs, targets)
+    not_covered: list[str] = []
+    found = _symmetries(model, inputs, seed, not_covered)
+    activity = _activity(model, inputs, chunk_size, not_covered)
+    equilibrium = None
+    if training is not None:
+        equilibrium = _equilibrium(model, (loss_fn, inputs, targets), training, found, not_covered)
+    layers, lost = audit_layers(model, found, activity)
     return AuditReport(
         model=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in frozen.params.values()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         frozen=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
         samples=len(inputs),
         loss=loss,
-        layers=tuple(layers),
-        symmetries=found.found,
-        rejected=found.rejected,
+        training=training,
+        layers=layers,
+        charges=audit_charges(model, found, equilibrium),
+        found=found,
+        lost=lost,
+        not_covered=tuple(not_covered),
     )
 
 
-def _audit_layer(
-    layer: Layer,
-    reader: Layer | None,
-    moments: ActivityMoments,
-    found: SymmetryReport,
-    params: Params,
-    dtype: torch.dtype,
-) -> LayerAudit:
-    own = [finding.symmetry for finding in found.found if finding.symmetry.layer == layer.name]
-    lost = _LostUnits() if reader is None else _lost_units(own, moments, params[reader.weight].T)
-    balance = _balance(own, params)
-    values = torch.linalg.svdvals(params[layer.weight])
-    return LayerAudit(
-        name=layer.name,
-        fan_in=layer.fan_in,
-        width=layer.fan_out,
-        activation=layer.activation.name if layer.activation else "output",
-        charges=balance.charges,
-        imbalance=balance.imbalance,
-        unit_imbalances=balance.unit_imbalances,
-        dead_units=lost.dead,
-        faded_units=lost.faded,
-        duplicate_pairs=lost.copies,
-        rank=numerical_rank(values, (layer.fan_out, layer.fan_in), torch.finfo(dtype).eps),
-        effective_rank=effective_rank(values),
-        activation_rank=effective_rank(moments.singular_values()),
-    )
-
-
-class _LostUnits(NamedTuple):
-    dead: tuple[int, ...] = ()
-    faded: tuple[int, ...] = ()
-    copies: tuple[tuple[int, int], ...] = ()
-
-
-def _lost_units(own: Sequence[Symmetry], moments: ActivityMoments, outgoing: Tensor) -> _LostUnits:
-    dead = [int(unit) for unit in torch.nonzero(moments.constant).flatten()]
-    faded = faded_units(moments.spread(), outgoing)
-    copies: list[tuple[int, int]] = []
-    # Among linear units nothing distinguishes a copy from any other combination; there the rank tells.
-    if not any(isinstance(symmetry, GeneralLinear) for symmetry in own):
-        lost = {*dead, *faded}
-        alive = [unit for unit in range(len(outgoing)) if unit not in lost]
-        pairs = duplicate_pairs(
-            moments.products[alive][:, alive],
-            up_to_scale=any(isinstance(symmetry, PositiveRescaling) for symmetry in own),
-            up_to_sign=any(isinstance(symmetry, SignFlip) for symmetry in own),
+def _training(
+    learning_rate: float | None, batch_size: int | None, weight_decay: float, inputs: Tensor
+) -> Training | None:
+    """Return the settings of training, checked before the work that needs them."""
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise InputError(f"weight_decay must be at least 0, got {weight_decay}")
+    if learning_rate is None and batch_size is None:
+        if weight_decay:
+            raise InputError("weight_decay belongs to learning_rate and batch_size, got neither")
+        return None
+    if learning_rate is None or batch_size is None:
+        raise InputError(
+            f"learning_rate and batch_size belong together, got {learning_rate} and {batch_size}"
         )
-        copies = [(alive[original], alive[copy]) for original, copy in pairs]
-    return _LostUnits(tuple(dead), tuple(faded), tuple(copies))
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"learning_rate must be positive, got {learning_rate}")
+    if isinstance(inputs, Tensor) and inputs.ndim and not 1 <= batch_size <= len(inputs):
+        raise InputError(f"batch_size must be in [1, n_samples={len(inputs)}], got {batch_size}")
+    return Training(learning_rate, batch_size, weight_decay)
 
 
-class _Balance(NamedTuple):
-    charges: tuple[float, ...] | None = None
-    imbalance: float | None = None
-    unit_imbalances: tuple[float, ...] | None = None
+def _loss(model: nn.Module, loss_fn: LossFunction, inputs: Tensor, targets: Tensor) -> float:
+    """Return the loss; of a model with several outputs, on all of them as it returns them."""
+    frozen_copy(model)  # complains of what is no module
+    outputs: list[Any] = []
+    return evaluate_loss(
+        _AllOutputs(model, lambda out: outputs.append(out)),
+        lambda _, wanted: loss_fn(outputs[-1], wanted),
+        inputs,
+        targets,
+    )
 
 
-def _balance(own: Sequence[Symmetry], params: Params) -> _Balance:
-    for symmetry in own:
-        if isinstance(symmetry, PositiveRescaling | GeneralLinear):
-            incoming, outgoing = symmetry.units.squared_norms(params)
-            charges, totals = outgoing - incoming, outgoing + incoming
-            return _Balance(
-                charges=tuple(charges.tolist()),
-                imbalance=_ratio(float(charges.sum()), float(totals.sum())),
-                unit_imbalances=tuple(map(_ratio, charges.tolist(), totals.tolist())),
-            )
-    return _Balance()
+class _AllOutputs(nn.Module):
+    """A model that shows its outputs, however many they are, before it returns them as one tensor."""
+
+    def __init__(self, model: nn.Module, show: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.model, self.show = model, show
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.model(inputs)
+        self.show(outputs)
+        return flat_outputs(outputs)
 
 
-def _ratio(charge: float, total: float) -> float:
-    return charge / total if total > 0 else 0.0
+def _symmetries(model: nn.Module, inputs: Tensor, seed: int, not_covered: list[str]) -> SymmetryReport:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SearchWarning)  # a note of the report says the same
+            found = find_symmetries(model, inputs, seed=seed)
+    except InputError as error:
+        not_covered.append(f"symmetries and charges: {error}")
+        return SymmetryReport(found=(), rejected=())
+    # Notes that start so are the reasons; the others describe what was done.
+    not_covered += [
+        f"symmetries: {note}"
+        for note in found.notes
+        if note.startswith(("the forward", "too large", "nothing"))
+    ]
+    return found
+
+
+def _activity(model: nn.Module, inputs: Tensor, chunk_size: int, not_covered: list[str]) -> Activity:
+    try:
+        return watch_activity(model, inputs, chunk_size)
+    except (InputError, Untraceable) as reason:
+        not_covered.append(f"activations, dead units and copies on the data: {reason}")
+        return Activity((), {})
+
+
+def _equilibrium(
+    model: nn.Module,
+    data: tuple[LossFunction, Tensor, Tensor],
+    training: Training,
+    found: SymmetryReport,
+    not_covered: list[str],
+) -> EquilibriumReport | None:
+    small = sum(parameter.numel() for parameter in model.parameters()) <= SOLVED_PARAMETERS
+    matrices = [finding for finding in found.found if isinstance(finding.symmetry, GeneralLinear)]
+    if matrices and not small:
+        layers = ", ".join(dict.fromkeys(finding.symmetry.layer for finding in matrices))
+        not_covered.append(
+            f"noise equilibrium of the general linear symmetries ({layers}): each step towards it is a pass "
+            f"over the data, which is done up to {SOLVED_PARAMETERS:,} parameters"
+        )
+        found = replace(found, found=tuple(finding for finding in found.found if finding not in matrices))
+    try:
+        with plain_operations():  # fused attention gives no gradient for each sample
+            equilibrium = equilibrium_report(model, *data, **asdict(training), report=found)
+    except InputError as error:
+        not_covered.append(f"noise equilibrium: {error}")
+        return None
+    if equilibrium.rows and equilibrium.frozen:
+        names = ", ".join(equilibrium.frozen[:3]) + (", …" if len(equilibrium.frozen) > 3 else "")
+        not_covered.append(
+            f"noise equilibrium as it is in training with {names}: these were seen in evaluation mode, where "
+            "samples do not interact and nothing is dropped"
+        )
+    return equilibrium
