@@ -15,6 +15,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from typer.testing import CliRunner
@@ -664,3 +665,36 @@ def test_command_says_in_one_line_what_is_wrong(arguments: list[str], message: s
     assert result.stdout == ""
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.slow
+def test_a_residual_net_that_strong_decay_has_collapsed_is_told_the_mechanism() -> None:
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    generator = torch.Generator().manual_seed(0)
+
+    def mechanisms(weight_decay: float) -> list[str]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(ResidualBlock(64, 32), nn.Linear(64, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=weight_decay)
+        for _ in range(1000):
+            batch = torch.randint(1400, (128,), generator=generator)
+            optimizer.zero_grad()
+            cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+        advice = audit(model, cross_entropy, x[1400:], y[1400:]).advice
+        return [sentence for sentence in advice if sentence.startswith("The mechanism")]
+
+    (sentence,) = mechanisms(weight_decay=0.05)
+    assert "left in place by a symmetry" in sentence
+    assert "Syre(" in sentence

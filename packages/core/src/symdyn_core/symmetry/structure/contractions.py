@@ -17,7 +17,7 @@ def addmm(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Enter what a bias plus a matrix product demands."""
     bias, a, b = args
     product = a @ b
-    contract(state, a[None], b[None], lifted(state, a), lifted(state, b), product, a, b)
+    contract(state, a[None], b[None], lifted(state, a), lifted(state, b), product)
     if state.of(product) is None:
         product_terms = state.of(bias)
         if product_terms is not None:
@@ -34,7 +34,7 @@ def baddbmm(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
     """Enter what a sum with a batch of matrix products demands."""
     bias, a, b = args
     product = torch.bmm(a, b)
-    contract(state, a, b, state.of(a), state.of(b), product, a, b)
+    contract(state, a, b, state.of(a), state.of(b), product)
     if kwargs.get("beta", 1) == 0 or state.of(bias) is None:
         return plus_constant(
             state, state.of(product) or [], product, 0.0 if kwargs.get("beta", 1) == 0 else bias, out
@@ -45,13 +45,13 @@ def baddbmm(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> Non
 def mm(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Enter what a matrix product demands."""
     a, b = args
-    contract(state, a[None], b[None], lifted(state, a), lifted(state, b), out, a, b)
+    contract(state, a[None], b[None], lifted(state, a), lifted(state, b), out)
 
 
 def bmm(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Enter what a batch of matrix products demands."""
     a, b = args
-    contract(state, a, b, state.of(a), state.of(b), out, a, b)
+    contract(state, a, b, state.of(a), state.of(b), out)
 
 
 def mv(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -59,7 +59,7 @@ def mv(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     a, b = args
     column = [t.moved(t.ids[None, :, None]) for t in state.of(b) or ()] if state.of(b) is not None else None
     product = out[:, None]
-    contract(state, a[None], b[None, :, None], lifted(state, a), column, product, a, b)
+    contract(state, a[None], b[None, :, None], lifted(state, a), column, product)
     state.set(out, [t.moved(t.ids[..., 0]) for t in state.of(product) or ()])
 
 
@@ -69,7 +69,7 @@ def dot(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     row = [t.moved(t.ids[None, None, :]) for t in state.of(a) or ()] if state.of(a) is not None else None
     column = [t.moved(t.ids[None, :, None]) for t in state.of(b) or ()] if state.of(b) is not None else None
     product = out.reshape(1, 1)
-    contract(state, a[None, None], b[None, :, None], row, column, product, a, b)
+    contract(state, a[None, None], b[None, :, None], row, column, product)
     state.set(out, [t.moved(t.ids.reshape(())) for t in state.of(product) or ()])
 
 
@@ -86,8 +86,6 @@ def contract(
     terms_a: list[Term] | None,
     terms_b: list[Term] | None,
     out: Tensor,
-    original_a: Tensor,
-    original_b: Tensor,
 ) -> None:
     """Enter what a batch of matrix products demands; a (n, i, k), b (n, k, j), out (n, i, j) or (i, j)."""
     batches, rows, inner = a.shape
@@ -142,7 +140,7 @@ def contract(
             state.ledger.sign_with(
                 term.ids.contiguous(), torch.arange(batches)[:, None].expand(batches, size).contiguous()
             )
-    note_readings(state, original_a, original_b, summed_a, summed_b, left_a, left_b)
+    note_readings(state, summed_a, summed_b, left_a, left_b)
     shape = out.shape
     state.set(
         out, [t.moved(t.ids.reshape(shape) if t.ids.ndim != len(shape) else t.ids) for t in collected(outer)]
@@ -198,7 +196,7 @@ def common_total(state: State, terms: list[Term], batches: int, free: bool) -> T
 
 
 def note_readings(
-    state: State, a: Tensor, b: Tensor, summed_a: Any, summed_b: Any, left_a: Any, left_b: Any
+    state: State, summed_a: list[Term], summed_b: list[Term], left_a: list[Term], left_b: list[Term]
 ) -> None:
     """Remember which weights read which units, with which gains in between."""
     for activations, weights, left in ((summed_a, summed_b, left_b), (summed_b, summed_a, left_a)):
@@ -235,4 +233,4 @@ def embedding(state: State, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     state.ledger.demand_terms([replace(rows, ids=rows.ids[:, :1])])
     ids = columns.ids[:1].reshape((1,) * index.ndim + (-1,)).expand(*index.shape, -1)
     state.set(out, [columns.moved(ids)])
-    state.add_source(weight, [columns])
+    state.add_source([columns])

@@ -31,8 +31,8 @@ def convolution(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) ->
                 rows.append(term)
             else:
                 state.ledger.demand_terms([term])
-    out_labels = line_labels(state, rows, 0, weight)
-    in_labels = line_labels(state, columns, 1, weight)
+    out_labels = line_labels(rows, 0, weight)
+    in_labels = line_labels(columns, 1, weight)
     size = weight.shape[1]
     inner = in_labels[None, :].expand(groups, size)
     summed = [Term(inner)] if columns else []
@@ -85,7 +85,7 @@ def convolution(state: State, func: Any, args: Any, kwargs: Any, out: Tensor) ->
         state.set(out, sum_terms(state, out, shaped, out.shape))
 
 
-def line_labels(state: State, terms: list[Term], axis: int, weight: Tensor) -> Tensor:
+def line_labels(terms: list[Term], axis: int, weight: Tensor) -> Tensor:
     """Return the labels along one axis of a weight, zeros where there are none."""
     if not terms:
         return torch.zeros(weight.shape[axis], dtype=torch.long)

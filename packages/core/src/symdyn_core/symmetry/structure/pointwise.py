@@ -23,9 +23,9 @@ def single(state: State, func: Any, args: Any, kwargs: Any, out: Any, subject: T
         v for v in (*args, *kwargs.values()) if isinstance(v, Tensor | int | float) and v is not subject
     ]
     if plain in ("mul", "div") and args[0] is subject:
-        times_constant(state, terms, subject, args[1], out)
+        times_constant(state, terms, args[1], out)
     elif plain in ("mul",):
-        times_constant(state, terms, subject, args[0], out)
+        times_constant(state, terms, args[0], out)
     elif plain in ("add", "sub", "rsub"):
         plus_constant(state, terms, subject, others[0] if others else 0.0, out)
     elif plain in ("masked_fill", "where"):
@@ -34,7 +34,7 @@ def single(state: State, func: Any, args: Any, kwargs: Any, out: Any, subject: T
         function(state, func, args, kwargs, out, subject)
 
 
-def times_constant(state: State, terms: list[Term], subject: Tensor, constant: Any, out: Tensor) -> None:
+def times_constant(state: State, terms: list[Term], constant: Any, out: Tensor) -> None:
     """Enter what a product with numbers demands."""
     if not bool(torch.as_tensor(constant).any()):
         return state.set(out, None)

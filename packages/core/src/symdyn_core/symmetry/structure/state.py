@@ -93,7 +93,7 @@ class State:
                 if not times or times[-1] != self.ledger.time:
                     times.append(self.ledger.time)
 
-    def add_source(self, value: Tensor, terms: list[Term]) -> None:
+    def add_source(self, terms: list[Term]) -> None:
         """Remember a parameter that is added to activations."""
         for term in terms:
             labels = torch.unique(squeeze(term.ids))

@@ -29,7 +29,7 @@ def sum_terms(state: State, a: Tensor, b: Tensor, shape: torch.Size) -> list[Ter
         if id(value) in state.raw:
             gains = next((t.gains for t in state.of(other) or () if t.gains), ())
             terms = [replace(t, gains=gains) for t in terms]
-            state.add_source(value, terms)
+            state.add_source(terms)
         spread.append([t.moved(t.ids.expand(shape)) for t in terms])
     first, second = spread
     if {t.gains for t in first if varying(t)} != {t.gains for t in second if varying(t)}:
