@@ -45,7 +45,7 @@ format: setup  ## Let ruff mend what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: setup  ## Run every package's benchmarks against its peers
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e packages/finance[bench]
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e packages/core[bench] -e packages/finance[bench]
 	@for script in packages/*/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 wheels: setup  ## Build the five wheels into dist/
