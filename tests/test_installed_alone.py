@@ -69,7 +69,15 @@ def test_installed_alone(package, wheels, tmp_path):
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
     # Bytecode is made of what the command imports only: nearly half of the work.
-    install = [*pip, "install", "--quiet", "--no-compile", "-c", str(ROOT / "constraints.txt"), f"symdyn-{package}"]
+    install = [
+        *pip,
+        "install",
+        "--quiet",
+        "--no-compile",
+        "-c",
+        str(ROOT / "constraints.txt"),
+        f"symdyn-{package}",
+    ]
     result = subprocess.run(install, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
