@@ -92,6 +92,10 @@ def test_bad_input_is_named():
         stationary_covariance([[1.0, 1.0], [0.0, 1.0]], eye, 0.1)
     with pytest.raises(InputError, match="noise must be finite"):
         stationary_covariance(eye, np.nan * eye, 0.1)
+    with pytest.raises(InputError, match="noise must be positive semidefinite, got the eigenvalue -1"):
+        stationary_covariance(eye, -eye, 0.1)
+    with pytest.raises(InputError, match="must be positive definite at a minimum, got the eigenvalue 1e-18"):
+        stationary_covariance(np.diag([1.0, 1e-18]), eye, 0.1)
     with pytest.raises(
         InputError, match="positive definite at a minimum, got the eigenvalue -1; without weight"
     ):

@@ -162,8 +162,12 @@ def test_bad_input_is_named():
         tail_index(1.0, 0.1, 0)
     with pytest.raises(InputError, match="curvature must be > 0, got -1"):
         tail_index(-1.0, 0.1)
-    with pytest.raises(InputError, match=r"curvature must be a finite number or vector, got shape \(0,\)"):
+    with pytest.raises(InputError, match=r"curvature must be a number or a vector, got shape \(0,\)"):
         tail_index([], 0.1)
+    with pytest.raises(InputError, match="curvature must be finite, got NaN"):
+        tail_index([1.0, np.nan], 0.1)
+    with pytest.raises(InputError, match="curvature must not be zero throughout"):
+        tail_index([0.0, 0.0], 0.1)
     with pytest.raises(InputError, match="vectors of one length"):
         kesten_exponent([1.0, 2.0], [1.0])
     with pytest.raises(InputError, match="must be finite, got NaN"):

@@ -4,18 +4,15 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from symdyn_core.commands.console import messages, output, progress_bar, say
+from symdyn_core.commands.console import messages, output, say
 from symdyn_core.commands.examples import EXAMPLES
+from symdyn_core.commands.subject import load_subject
 from symdyn_core.errors import InputError, TargetError
 from symdyn_core.files import check_writable, write_atomically
-
-if TYPE_CHECKING:
-    from symdyn_core.commands.target import Target
 
 
 def audit(
@@ -54,19 +51,7 @@ def audit(
     """
     # What is wrong with the options is said before the work, not after it.
     _check_options(learning_rate, batch_size, weight_decay, html)
-    if (target is None) == (example is None):
-        raise InputError(
-            f"expected exactly one of TARGET and --example, got {'both' if target else 'neither'}"
-        )
-    if target is not None:
-        from symdyn_core.commands.target import load_target
-
-        if epochs is not None:
-            raise InputError("--epochs belongs to --example; a TARGET comes trained")
-        with messages().status(escape(f"loading {target}")):
-            subject = load_target(target)
-    else:
-        subject = _train(str(example), seed, epochs)
+    subject, title = load_subject(target, example, seed, epochs)
 
     from symdyn_core.symmetry.audit import audit as audit_model
 
@@ -86,7 +71,6 @@ def audit(
     except InputError as error:
         raise TargetError(f"{target or example}: {error}") from error
     if html is not None:
-        title = target or f"{example}: {EXAMPLES[str(example)].text}"
         with messages().status("drawing"):
             write_atomically(html, report.to_html(title))
         say(f"wrote {html}")
@@ -109,18 +93,3 @@ def _check_options(
         if html.is_dir():
             raise InputError(f"--html must name a file, got the folder {html}")
         check_writable(html.parent)
-
-
-def _train(name: str, seed: int, epochs: int | None) -> "Target":
-    if name not in EXAMPLES:
-        raise InputError(f"unknown example {name!r}; expected one of {', '.join(EXAMPLES)}")
-    example = EXAMPLES[name]
-    rounds = example.epochs if epochs is None else epochs
-    if rounds < 1:
-        raise InputError(f"--epochs must be at least 1, got {rounds}")
-    from symdyn_core.study.runner import single_threaded
-
-    # One thread: the same network on every machine, and such small matrices gain nothing from more.
-    with single_threaded(), progress_bar() as bar:
-        task = bar.add_task(f"training {example.text}", total=rounds)
-        return example.build(seed, rounds, lambda loss: bar.advance(task))

@@ -32,6 +32,7 @@ from symdyn_core.errors import InputError
 Array = NDArray[np.float64]
 
 SYMMETRY_TOLERANCE = 1e-9  # relative to the largest entry
+FLAT = 1e-13  # of the largest eigenvalue: below it an eigenvalue is rounding
 ROUNDING = 1e-6  # of a trace and its parts, which may come from float32, relative
 
 
@@ -63,6 +64,9 @@ def stationary_covariance(
         raise InputError(f"hessian and noise must have one shape, got {curvature.shape} and {spread.shape}")
     values, vectors = np.linalg.eigh(curvature)
     _check(values, learning_rate, momentum)
+    variances = np.linalg.eigvalsh(spread)
+    if variances[0] < -ROUNDING * max(variances[-1], -variances[0]):
+        raise InputError(f"noise must be positive semidefinite, got the eigenvalue {variances[0]:.6g}")
     turned = learning_rate**2 * (vectors.T @ spread @ vectors) / damping(learning_rate * values, momentum)
     covariance: Array = vectors @ turned @ vectors.T
     return (covariance + covariance.T) / 2
@@ -228,7 +232,7 @@ def _check(curvatures: Array, learning_rate: float, momentum: float) -> None:
         raise InputError(f"momentum must be in [0, 1), got {momentum}")
     if not curvatures.size:
         return
-    if not curvatures.min() > 0:
+    if not curvatures.min() > FLAT * curvatures.max():
         raise InputError(
             f"the Hessian must be positive definite at a minimum, got the eigenvalue {curvatures.min():.6g}; "
             "without weight decay, symmetries leave flat directions"

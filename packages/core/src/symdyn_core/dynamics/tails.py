@@ -111,8 +111,12 @@ def tail_index(
         raise InputError(unknown("method", str(method), get_args(Method)))
     _check_step(learning_rate, batch_size)
     values = np.asarray(curvature, dtype=float)
-    if values.ndim > 1 or values.size == 0 or not np.isfinite(values).all():
-        raise InputError(f"curvature must be a finite number or vector, got shape {values.shape}")
+    if values.ndim > 1 or values.size == 0:
+        raise InputError(f"curvature must be a number or a vector, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise InputError("curvature must be finite, got NaN or infinite entries")
+    if not values.any():
+        raise InputError("curvature must not be zero throughout: without it nothing holds the parameter")
     if values.ndim == 0 and values <= 0:
         raise InputError(f"curvature must be > 0, got {float(values)}")
     if method != "kesten":

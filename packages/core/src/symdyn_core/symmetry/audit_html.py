@@ -1,20 +1,13 @@
 """An audit as one HTML page with its figures: readable offline, on a phone and on paper."""
 
-import importlib.metadata
-import re
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from markupsafe import Markup
-
-from symdyn_core.plots import to_svg
+from symdyn_core.pages import inline, render_page
 from symdyn_core.symmetry import page as terminal
 from symdyn_core.symmetry.audit_figures import draw_charges, draw_map, draw_spectra
 from symdyn_core.symmetry.tables import gathered
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from symdyn_core.symmetry.audit import AuditReport
 
 _MEANING = {
@@ -36,29 +29,22 @@ def page(report: "AuditReport", title: str | None = None) -> str:
         report: what to show.
         title: what was audited; by default the class of the model.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("symdyn_core.symmetry", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        shape=terminal.shape,
-        ends=terminal.equilibrium,
-        steps=terminal.steps,
-        percent=lambda value: "–" if value is None else f"{100 * value:.0f} %",
-        number=lambda value, form: "–" if value is None else format(value, form),
-        several=lambda reasons: "; ".join(reasons),
-    )
-    return environment.get_template("audit.html").render(
-        report=report,
+    return render_page(
+        "symdyn_core.symmetry",
+        "audit.html",
         title=title or report.model,
-        version=importlib.metadata.version("symdyn-core"),
-        advice=[_lead(sentence) for sentence in report.advice],
-        map=_inline(draw_map(report), "map"),
-        charges=_inline(draw_charges(report), "charges"),
-        spectra=_inline(draw_spectra(report), "spectra"),
+        kind="Audit",
+        advice=report.advice,
+        filters={
+            "shape": terminal.shape,
+            "ends": terminal.equilibrium,
+            "steps": terminal.steps,
+            "percent": lambda value: "–" if value is None else f"{100 * value:.0f} %",
+        },
+        report=report,
+        map=inline(draw_map(report), "map"),
+        charges=inline(draw_charges(report), "charges"),
+        spectra=inline(draw_spectra(report), "spectra"),
         kinds=_kinds(report),
         findings=[
             (mark, words, list(terminal.row(group)))
@@ -70,16 +56,6 @@ def page(report: "AuditReport", title: str | None = None) -> str:
             for group in gathered(findings)
         ],
     )
-
-
-def _lead(sentence: str) -> tuple[str, str]:
-    """Split a sentence behind the word that says what it is about, if it has one.
-
-    >>> _lead("Copies: 1 of 8 in '0'."), _lead("Nothing.")
-    (('Copies: ', "1 of 8 in '0'."), ('', 'Nothing.'))
-    """
-    head, colon, rest = sentence.partition(": ")
-    return (head + colon, rest) if colon and len(head) <= 40 else ("", sentence)
 
 
 def _kinds(report: "AuditReport") -> list[dict[str, Any]]:
@@ -98,15 +74,3 @@ def _kinds(report: "AuditReport") -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _inline(figure: "Figure | None", name: str) -> Markup:
-    """Return a figure as SVG for the middle of a page, its ids told apart from those of the other figures."""
-    if figure is None:
-        return Markup("")
-    svg = to_svg(figure)
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
-    return Markup(
-        re.sub(r'(<svg [^>]*?)width="[^"]*pt"', r"\1", svg, count=1).replace(' height="', ' data-height="', 1)
-    )
