@@ -10,9 +10,9 @@ import typer
 
 from symdyn_core.commands.console import messages, output, say
 from symdyn_core.commands.examples import EXAMPLES
-from symdyn_core.commands.subject import load_subject
+from symdyn_core.commands.subject import check_page, load_subject
 from symdyn_core.errors import InputError, TargetError
-from symdyn_core.files import check_writable, write_atomically
+from symdyn_core.files import write_atomically
 
 
 def audit(
@@ -89,7 +89,4 @@ def _check_options(
         )
     if weight_decay and learning_rate is None:
         raise InputError("--weight-decay belongs to --learning-rate and --batch-size, got neither")
-    if html is not None:
-        if html.is_dir():
-            raise InputError(f"--html must name a file, got the folder {html}")
-        check_writable(html.parent)
+    check_page(html)

@@ -1,5 +1,6 @@
 """What a command looks at: the user's TARGET, or an example trained on the spot."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -7,6 +8,7 @@ from rich.markup import escape
 from symdyn_core.commands.console import messages, progress_bar
 from symdyn_core.commands.examples import EXAMPLES
 from symdyn_core.errors import InputError
+from symdyn_core.files import check_writable
 
 if TYPE_CHECKING:
     from symdyn_core.commands.target import Target
@@ -39,6 +41,15 @@ def load_subject(
 
     with messages().status(escape(f"loading {target}")):
         return load_target(target), target
+
+
+def check_page(html: Path | None) -> None:
+    """Raise InputError unless a page can be written there; said before the work, not after it."""
+    if html is None:
+        return
+    if html.is_dir():
+        raise InputError(f"--html must name a file, got the folder {html}")
+    check_writable(html.parent)
 
 
 def _train(name: str, seed: int, epochs: int | None) -> "Target":
