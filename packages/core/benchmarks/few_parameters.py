@@ -1,4 +1,4 @@
-"""Compiled ensembles against vectorised NumPy and PyTorch, the Ito integrator against torchsde, in one process.
+"""Compiled ensembles against vectorised NumPy and PyTorch, and the Ito integrator against torchsde.
 
 Reports steps of one replica per second of CPU time, the ratio to the fastest peer, and how far the stationary
 moments differ. torchsde is in the extra ``bench``.
