@@ -12,6 +12,7 @@ from symdyn_core import __version__
 from symdyn_core.commands import studies
 from symdyn_core.commands.audit import audit
 from symdyn_core.commands.console import say
+from symdyn_core.commands.noise import noise
 from symdyn_core.commands.stability import stability
 from symdyn_core.errors import Interrupted, SymdynError
 
@@ -53,6 +54,7 @@ app.command("run", rich_help_panel=studies_panel)(studies.run)
 app.command("gallery", rich_help_panel=studies_panel)(studies.gallery)
 app.command("cite", rich_help_panel=studies_panel)(studies.cite)
 app.command("audit", rich_help_panel="Your own model")(audit)
+app.command("noise", rich_help_panel="Your own model")(noise)
 app.command("stability", rich_help_panel="Your own model")(stability)
 
 

@@ -38,7 +38,8 @@ DENSE_DIMENSION = 64
 MEAN_TOLERANCE = 1e-8
 # What is computed at once; the rest waits, so that memory stays bounded.
 SAMPLES_AT_ONCE = 256
-VECTORS_AT_ONCE = 64
+VECTORS_AT_ONCE = 64  # of a small model; those of a large one are faster one by one
+LARGE = 10_000  # parameters
 CHECK_SAMPLES = 8  # of the check of the loss, at most
 
 
@@ -438,7 +439,8 @@ def _is_orthonormal(columns: Tensor) -> bool:
 
 def _second_derivative(slope: Tensor, point: Tensor, rows: Tensor) -> Tensor:
     """Return the products of every row with the derivative of a slope, many at once where possible."""
-    pieces = [_batched_derivative(slope, point, some) for some in torch.split(rows, VECTORS_AT_ONCE)]
+    at_once = VECTORS_AT_ONCE if point.numel() < LARGE else 1
+    pieces = [_batched_derivative(slope, point, some) for some in torch.split(rows, at_once)]
     return torch.cat(pieces)
 
 
