@@ -3,7 +3,7 @@ import pytest
 
 from symdyn_core.errors import InputError
 from symdyn_qec import gf2
-from symdyn_qec.codes import NAMED, BivariateBicycleCode, CSSCode, bivariate_bicycle
+from symdyn_qec.codes import NAMED, BivariateBicycleCode, CSSCode, bivariate_bicycle, toric
 
 # [[n, k, d]] as published (arXiv 2308.07915).
 PUBLISHED = {
@@ -59,7 +59,7 @@ def test_x_and_z_logicals_pair_up(bb72):
 
 
 def test_logicals_are_the_same_every_time():
-    first, second = bivariate_bicycle("bb72"), bivariate_bicycle("bb72")
+    first, second = (BivariateBicycleCode(*NAMED["bb72"]) for _ in range(2))
     assert (first.logicals("X") == second.logicals("X")).all()
 
 
@@ -86,6 +86,28 @@ def test_translates_of_the_seeds_generate_all_logicals(name, seeds, weight):
     assert (found.sum(axis=1) == weight).all()
     frame = np.vstack([code.translates(seed) for seed in found])
     assert gf2.rank(np.vstack([code.hz, frame])) == gf2.rank(code.hz) + code.k
+
+
+def test_seeds_are_light_logical_operators_kept_for_the_next_call(bb72):
+    seeds = bb72.seed_logicals("X")
+    assert seeds is bb72.seed_logicals("X")
+    assert not (seeds.astype(int) @ bb72.hz.T % 2).any()
+    with pytest.raises(ValueError, match="read-only"):
+        seeds[0, 0] = 1
+
+
+def test_translates_are_the_translations_of_one_support(bb72):
+    seed = bb72.seed_logicals("Z")[0]
+    expected = np.vstack([bb72.translate([seed], shift) for shift in bb72.shifts()])
+    assert (bb72.translates(seed) == expected).all()
+
+
+def test_the_toric_code_has_its_published_parameters():
+    for distance in (2, 3, 5):
+        code = toric(distance)
+        assert (code.n, code.k) == (2 * distance**2, 2)
+        assert code.logicals("X").sum(axis=1).min() == distance
+        assert (code.hx.sum(axis=1) == 4).all()
 
 
 def test_translates_of_one_seed_are_not_enough(bb72):
@@ -130,6 +152,8 @@ def test_repr_makes_the_code_again():
         (lambda: bivariate_bicycle("bb71"), "unknown code 'bb71'; did you mean bb72"),
         (lambda: bivariate_bicycle("bb72").logicals("Y"), "basis must be X or Z, got 'Y'"),
         (lambda: bivariate_bicycle("bb72").translate([[1, 0]], (1, 0)), "length n=72, got 2"),
+        (lambda: bivariate_bicycle("bb72").translates([1, 0]), r"length n=72, got shape \(2,\)"),
+        (lambda: bivariate_bicycle("bb72").seed_logicals("Y"), "basis must be X or Z, got 'Y'"),
     ],
 )
 def test_bad_input_is_named(make, message):

@@ -26,6 +26,37 @@ from symdyn_qec.mechanisms import Mechanisms
 KINDS: tuple[Basis, Basis] = ("X", "Z")
 
 
+class ReadoutMap(NamedTuple):
+    """How parities of the readout follow from the flips of a shot: ``M o + C D`` modulo 2.
+
+    Fields:
+        observable_map: M, bits, shape ``(parities, observables)``.
+        detector_term: C, bits, shape ``(parities, detectors)``.
+    """
+
+    observable_map: BitMatrix
+    detector_term: BitMatrix
+
+    def apply(self, detectors: ArrayLike, observables: ArrayLike) -> BitMatrix:
+        """Return the parities of shots, shape ``(shots, parities)``.
+
+        Args: as for :meth:`Automorphism.apply`.
+
+        >>> ReadoutMap(np.array([[1]]), np.array([[1, 0]])).apply([[1, 1], [0, 1]], [[0], [1]]).tolist()
+        [[1], [1]]
+        """
+        d, o = gf2.bits(detectors, "detectors"), gf2.bits(observables, "observables")
+        expected = (self.detector_term.shape[1], self.observable_map.shape[1])
+        if (d.shape[1], o.shape[1]) != expected or len(d) != len(o):
+            raise InputError(
+                f"expected equally many shots of {expected[0]} detectors and {expected[1]} observables, "
+                f"got shapes {d.shape} and {o.shape}"
+            )
+        # Sums of bytes wrap at 256, which leaves the parity right.
+        flips: BitMatrix = (o @ self.observable_map.T + d @ self.detector_term.T) & np.uint8(1)
+        return flips
+
+
 class Automorphism(NamedTuple):
     """A symmetry of a detector error model.
 
@@ -54,17 +85,9 @@ class Automorphism(NamedTuple):
         >>> [flips.tolist() for flips in swap.apply([[1, 0]], [[0]])]
         [[[0, 1]], [[1]]]
         """
-        d, o = gf2.bits(detectors, "detectors"), gf2.bits(observables, "observables")
-        expected = self.detector_term.shape[::-1]
-        if (d.shape[1], o.shape[1]) != expected or len(d) != len(o):
-            raise InputError(
-                f"expected equally many shots of {expected[0]} detectors and {expected[1]} observables, "
-                f"got shapes {d.shape} and {o.shape}"
-            )
-        moved = np.empty_like(d)
-        moved[:, self.permutation] = d
-        # Sums of bytes wrap at 256, which leaves the parity right.
-        flips: BitMatrix = (o @ self.observable_map.T + d @ self.detector_term.T) & np.uint8(1)
+        flips = ReadoutMap(self.observable_map, self.detector_term).apply(detectors, observables)
+        moved = np.empty((len(flips), len(self.permutation)), dtype=np.uint8)
+        moved[:, self.permutation] = detectors
         return moved, flips
 
     def without_detector_term(self) -> "Automorphism":
@@ -126,11 +149,7 @@ def dem_automorphism(
     >>> verify_equivariance(dem, dem_automorphism(code, dem, shift=(1, 0)))
     0.0
     """
-    supports = code.logicals(basis) if observables is None else gf2.bits(observables, "observables")
-    if supports.shape != (dem.num_observables, code.n):
-        raise InputError(
-            f"observables must have shape ({dem.num_observables}, {code.n}), got {supports.shape}"
-        )
+    supports = _known(code, dem, basis, observables)
     detectors = _detectors(code, dem)
     cells = code.shifted_cells(shift)
     permutation = np.empty(dem.num_detectors, dtype=np.int64)
@@ -139,16 +158,62 @@ def dem_automorphism(
         if image is None:
             raise InputError(f"detector {detector} has no partner at t={time:g} under the shift {shift}")
         permutation[detector] = image
-
-    checks = code.checks(check_basis(basis))
     back = code.translate(supports, (-shift[0], -shift[1]))
-    coefficients = gf2.express(back, np.vstack([supports, checks]))
-    observable_map, of_checks = np.hsplit(coefficients, [len(supports)])
-    detector_term = np.zeros((len(supports), dem.num_detectors), dtype=np.uint8)
-    for (kind, _, cell), detector in detectors.items():
+    readout = readout_map(code, dem, back, basis, supports)
+    return Automorphism(permutation, readout.observable_map, readout.detector_term)
+
+
+def readout_map(
+    code: BivariateBicycleCode,
+    dem: stim.DetectorErrorModel | stim.Circuit,
+    supports: ArrayLike,
+    basis: Basis = "Z",
+    observables: ArrayLike | None = None,
+) -> ReadoutMap:
+    r"""Return how flips of any logical operators follow from a memory's detectors and observables.
+
+    An operator of support :math:`V_a = \sum_b M_{ab} L_b + \sum_g K_{ag} S_g` over the observables and the
+    checks of the same basis has the parity :math:`\sum_b M_{ab} o_b + \sum_g K_{ag} \sum_t D_{g,t}`.
+
+    Args:
+        code: the code.
+        dem: as for :func:`dem_automorphism`.
+        supports: V, bits, shape ``(a, n)``.
+        basis: of the experiment, "X" or "Z".
+        observables: those of the experiment, bits, shape ``(o, n)``; by default ``code.logicals(basis)``.
+
+    Raises:
+        InputError: detectors without the expected coordinates, another number of observables, or an operator
+            that observables and checks do not generate.
+    """
+    known = _known(code, dem, basis, observables)
+    coefficients = gf2.express(supports, np.vstack([known, code.checks(basis)]))
+    observable_map, of_checks = np.hsplit(coefficients, [len(known)])
+    return ReadoutMap(observable_map, detector_sums(code, dem, of_checks, basis))
+
+
+def detector_sums(
+    code: BivariateBicycleCode,
+    dem: stim.DetectorErrorModel | stim.Circuit,
+    of_checks: BitMatrix,
+    basis: Basis,
+) -> BitMatrix:
+    """Return which detectors add up to sums of checks on the readout: all those of each check, at any time.
+
+    Args:
+        code: the code.
+        dem: as for :func:`dem_automorphism`.
+        of_checks: sets of checks of the basis, bits, shape ``(a, cells)``.
+        basis: of the experiment, "X" or "Z".
+
+    Returns:
+        Sets of detectors, bits, shape ``(a, detectors)``.
+    """
+    term = np.zeros((len(of_checks), dem.num_detectors), dtype=np.uint8)
+    for (kind, _, cell), detector in _detectors(code, dem).items():
         if kind == basis:
-            detector_term[:, detector] = of_checks[:, cell]
-    return Automorphism(permutation, observable_map, detector_term)
+            term[:, detector] = of_checks[:, cell]
+    return term
 
 
 def compare_mechanisms(dem: stim.DetectorErrorModel | Mechanisms, automorphism: Automorphism) -> Equivariance:
@@ -198,6 +263,22 @@ def verify_equivariance(dem: stim.DetectorErrorModel | Mechanisms, automorphism:
             "are carried to flips that no mechanism has"
         )
     return result.max_difference
+
+
+def _known(
+    code: BivariateBicycleCode,
+    dem: stim.DetectorErrorModel | stim.Circuit,
+    basis: Basis,
+    observables: ArrayLike | None,
+) -> BitMatrix:
+    """Return the supports of a memory's observables."""
+    check_basis(basis)
+    supports = code.logicals(basis) if observables is None else gf2.bits(observables, "observables")
+    if supports.shape != (dem.num_observables, code.n):
+        raise InputError(
+            f"observables must have shape ({dem.num_observables}, {code.n}), got {supports.shape}"
+        )
+    return supports
 
 
 def _detectors(

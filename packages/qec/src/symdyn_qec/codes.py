@@ -6,7 +6,7 @@ A CSS code on n qubits is a pair of parity check matrices with ``hx @ hz.T = 0``
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -202,8 +202,18 @@ class BivariateBicycleCode(CSSCode):
 
     def translates(self, vector: ArrayLike) -> BitMatrix:
         """Return all translates of one support, in the order of :meth:`shifts`, shape ``(cells, n)``."""
-        row = np.atleast_2d(np.asarray(vector))
-        return np.vstack([self.translate(row, shift) for shift in self.shifts()])
+        row = gf2.bits(np.atleast_2d(np.asarray(vector)), "vector")
+        if row.shape != (1, self.n):
+            raise InputError(f"vector must have length n={self.n}, got shape {np.shape(vector)}")
+        moved = np.empty((self.cells, self.n), dtype=np.uint8)
+        moved[np.arange(self.cells)[:, None], self._images] = row
+        return moved
+
+    @cached_property
+    def _images(self) -> NDArray[np.int64]:
+        """Where each qubit goes under each translation, shape ``(cells, n)``."""
+        cells = np.stack([self.shifted_cells(shift) for shift in self.shifts()])
+        return np.hstack([cells, self.cells + cells])
 
     def seed_logicals(self, basis: Basis) -> BitMatrix:
         """Return a few light logical operators whose translates together generate all k.
@@ -217,6 +227,17 @@ class BivariateBicycleCode(CSSCode):
         Returns:
             Supports, bits, shape ``(seeds, n)``.
         """
+        return self._seeds_x if check_basis(basis) == "X" else self._seeds_z
+
+    @cached_property
+    def _seeds_x(self) -> BitMatrix:
+        return self._seeds("X")
+
+    @cached_property
+    def _seeds_z(self) -> BitMatrix:
+        return self._seeds("Z")
+
+    def _seeds(self, basis: Basis) -> BitMatrix:
         candidates = self._light_logicals(basis)
         known, missing, seeds = self.checks(basis), self.k, []
         for weight in np.unique(candidates.sum(axis=1)):
@@ -228,7 +249,7 @@ class BivariateBicycleCode(CSSCode):
                 seeds.append(level[int(np.argmax(gains))])
                 known = gf2.row_reduce(np.vstack([known, self.translates(seeds[-1])]))[0]
                 missing -= max(gains)
-        return np.array(seeds, dtype=np.uint8).reshape(len(seeds), self.n)
+        return _frozen(np.array(seeds, dtype=np.uint8).reshape(len(seeds), self.n))
 
     def _sum_of_shifts(self, monomials: tuple[Monomial, ...]) -> BitMatrix:
         total = np.zeros((self.cells, self.cells), dtype=np.uint8)
@@ -250,6 +271,8 @@ NAMED = {
 def bivariate_bicycle(name: str) -> BivariateBicycleCode:
     """Return a code of the published family by name: bb72, bb90, bb108, bb144, bb288.
 
+    The same object at every call, as the search for its logical operators takes a while.
+
     Source: the table of codes in Bravyi et al., arXiv 2308.07915.
 
     >>> bivariate_bicycle("bb144").k
@@ -257,7 +280,22 @@ def bivariate_bicycle(name: str) -> BivariateBicycleCode:
     """
     if name not in NAMED:
         raise InputError(unknown("code", name, NAMED))
+    return _named(name)
+
+
+@cache
+def _named(name: str) -> BivariateBicycleCode:
     return BivariateBicycleCode(*NAMED[name])
+
+
+def toric(distance: int) -> BivariateBicycleCode:
+    """Return the toric code on ``distance x distance`` cells: two terms in each polynomial.
+
+    >>> code = toric(3)
+    >>> code.n, code.k, code.logicals("Z").sum(axis=1).tolist()
+    (18, 2, [3, 3])
+    """
+    return BivariateBicycleCode(distance, distance, "1 + x", "1 + y")
 
 
 def _monomials(polynomial: str, l: int, m: int) -> tuple[Monomial, ...]:  # noqa: E741
