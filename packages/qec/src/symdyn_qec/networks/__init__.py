@@ -1,0 +1,1 @@
+"""Networks that predict from detectors which qubits flipped."""
