@@ -40,7 +40,7 @@ def accuracy(target: Target) -> float:
         return float((target.model(target.inputs).argmax(-1) == target.targets).double().mean())
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"fashion"}))  # its data may be absent: test_fashion
 def test_the_seed_decides_everything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """That the global random state stays as it is, the fixture for every test checks."""
     monkeypatch.setattr(transformer, "manual", first_pages)

@@ -1,4 +1,4 @@
-"""Something to audit: small networks, trained on the spot on data that ship with Python or scikit-learn."""
+"""Something to look at: small networks, trained on the spot on data of Python, scikit-learn or Debian."""
 
 import importlib
 from collections.abc import Callable
@@ -41,4 +41,5 @@ EXAMPLES: dict[str, Example] = {
     "digits": Example("digits", epochs=40, text="64-64-32-10 ReLU network, SGD, scikit-learn's digits"),
     "transformer": Example("transformer", epochs=3, text="2-layer character GPT, AdamW, Python's own manual"),
     "resnet": Example("resnet", epochs=15, text="residual CNN with BatchNorm, SGD, scikit-learn's digits"),
+    "fashion": Example("fashion", epochs=10, text="CNN, SGD, 4,000 images of Fashion-MNIST"),
 }
