@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from symdyn_core.dynamics.curvature import Curvature
@@ -83,7 +84,8 @@ def escape_exponent(
         seed: of the vectors that the eigenvalues are found from.
 
     Raises:
-        InputError: a value out of range; a model whose Hessian has no positive eigenvalue.
+        InputError: a value out of range; a model whose Hessian has no positive eigenvalue, or none among the
+            ``max_outliers`` largest in size.
 
     Source: arXiv 2105.09557, escape rate with several outliers.
 
@@ -96,6 +98,7 @@ def escape_exponent(
     >>> result.curvature, result.temperature, result.power
     (1.0, 0.25, 4.5)
     """
+    power_law_exponent(1.0, learning_rate, batch_size)  # bad values are told before any work
     curvature = Curvature(model, loss_fn, inputs, targets)
     if max_outliers < 1:
         raise InputError(f"max_outliers must be >= 1, got {max_outliers}")
@@ -104,26 +107,35 @@ def escape_exponent(
     while True:
         values, _ = curvature.top_eigenvalues(wanted, seed=seed)
         top = float(values.max())
-        if top <= 0:
-            raise InputError(f"not a minimum: the largest eigenvalue of the Hessian is {top:.4g}")
-        outliers = sorted((float(value) for value in values if value >= BULK * top), reverse=True)
-        if len(outliers) < wanted or wanted == most:
+        # Eigenvalues come in the order of their size: negative ones among them do not end the outliers.
+        complete = wanted == curvature.dimension or float(values.abs().min()) < BULK * top
+        if complete or wanted == most:
             break
         wanted = min(2 * wanted, most)
+    if top <= 0:
+        raise InputError(
+            f"not a minimum: the largest eigenvalue of the Hessian is {top:.4g}"
+            if complete
+            else f"not a minimum: the {most} eigenvalues of largest size are all negative, up to {top:.4g}"
+        )
+    outliers = sorted((float(value) for value in values if value >= BULK * top), reverse=True)
     if way_out is None:
         steepness = float(np.exp(np.log(outliers).mean()))
     else:
-        if way_out.shape != (curvature.dimension,) or not float(way_out.norm()) > 0:
+        if way_out.shape != (curvature.dimension,):
             raise InputError(
                 f"way_out must be a vector of shape ({curvature.dimension},), got {tuple(way_out.shape)}"
             )
-        unit = way_out / way_out.norm()
+        unit = way_out.detach().to("cpu", torch.float64)
+        if not (bool(torch.isfinite(unit).all()) and bool(unit.any())):
+            raise InputError("way_out must be finite and not zero")
+        unit = unit / unit.norm()
         steepness = float(unit @ curvature.matvec(unit))
         if steepness <= 0:
             raise InputError(f"the loss must curve upwards along way_out, got the curvature {steepness:.4g}")
     return EscapeExponent(
         outliers=tuple(outliers),
-        complete=len(outliers) < wanted or most == curvature.dimension,
+        complete=complete,
         curvature=steepness,
         temperature=learning_rate * steepness / batch_size,
         power_law=power_law_exponent(steepness, learning_rate, batch_size),

@@ -25,15 +25,15 @@ def log_mfpt_1d(drift: Field, diffusion: Field, start: float, absorbing: float, 
     overflow nor lose digits.
 
     Args:
-        drift: f, of an array of places.
+        drift: f, of an array of places; returns an array of that shape, or a number if constant.
         diffusion: g > 0, likewise.
         start: :math:`x_0`, between the two ends.
         absorbing: b, where the walk ends; above or below ``reflecting``.
         reflecting: a; put it where the walk hardly ever comes if there is no wall.
 
     Raises:
-        InputError: ends in a wrong order, coefficients that are not finite, a diffusion that is not positive,
-            or a potential too steep for any grid.
+        InputError: ends in a wrong order, coefficients of a wrong shape or not finite, a diffusion that is
+            not positive or too weak for any number, or a potential too steep for any grid.
 
     Without drift, from the wall: :math:`T=(b-a)^2/g^2`.
 
@@ -52,10 +52,14 @@ def log_mfpt_1d(drift: Field, diffusion: Field, start: float, absorbing: float, 
     points = 2**12
     while True:
         grid = _grid(side * reflecting, side * start, side * absorbing, points)
-        force, noise = np.asarray(drift(side * grid)) * side, np.asarray(diffusion(side * grid))
+        force = side * _values("drift", drift, side * grid)
+        noise = _values("diffusion", diffusion, side * grid)
         if not (np.isfinite(force).all() and np.isfinite(noise).all() and (noise > 0).all()):
             raise InputError("drift must be finite, and diffusion finite and > 0, between the ends")
-        slope = 2 * force / noise**2
+        with np.errstate(over="ignore"):
+            slope = 2 * (force / noise) / noise  # the square of the noise could over- or underflow
+        if not np.isfinite(slope).all():
+            raise InputError("2 drift / diffusion^2 must be finite between the ends: the noise is too weak")
         change = np.diff(grid) * (slope[1:] + slope[:-1]) / 2
         steepest = float(np.abs(change).max())
         if steepest <= _LARGEST_STEP:
@@ -81,6 +85,14 @@ def mfpt_1d(drift: Field, diffusion: Field, start: float, absorbing: float, refl
     """
     with np.errstate(over="ignore"):
         return float(np.exp(log_mfpt_1d(drift, diffusion, start, absorbing, reflecting)))
+
+
+def _values(name: str, field: Field, places: Array) -> Array:
+    """Return a field at these places; one number stands for a constant."""
+    values = np.asarray(field(places), dtype=float)
+    if values.shape not in ((), places.shape):
+        raise InputError(f"{name} must return one value per place, {places.shape}, got {values.shape}")
+    return np.broadcast_to(values, places.shape)
 
 
 def _grid(wall: float, start: float, end: float, points: int) -> Array:
