@@ -1,20 +1,23 @@
 import csv
-import math
+import io
+import re
+import threading
+import time
 
 import numpy as np
 import pytest
 import sinter
 import stim
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
 
 from symdyn_core.errors import DependencyError, InputError
-from symdyn_qec import benchmark as module
-from symdyn_qec.benchmark import Benchmark, Experiment, Result, benchmark, check_decoder, default_workers
-from symdyn_qec.rates import block_to_per_logical, clopper_pearson
-
-exactly = settings(derandomize=True, deadline=None, max_examples=100)
+from symdyn_qec.baselines import extra
+from symdyn_qec.benchmark import Benchmark, Experiment, Result, benchmark
+from symdyn_qec.benchmark_page import findings, notes, render
+from symdyn_qec.comparison import shot_blocks
+from symdyn_qec.custom import load_decoders
+from symdyn_qec.entrant import SINGLE_SHOTS
+from symdyn_qec.pairing import Paired
+from symdyn_qec.timing import Timing
 
 
 def result(**changes):
@@ -33,140 +36,244 @@ def result(**changes):
     return Result(**{**fields, **changes})
 
 
-def coin(p, name="coin"):
+TIMING = Timing(construction=0.1, batch=2e-6, latencies=(1e-6, 3e-6, 5e-6), cores=1.0)
+
+
+def coin(p=0.5, name="coin", detected=True):
     """One qubit flipped with probability p; its detector tells."""
     text = f"X_ERROR({p}) 0\nM 0\nDETECTOR rec[-1]\nOBSERVABLE_INCLUDE(0) rec[-1]"
     return Experiment(name, stim.Circuit(text))
 
 
-@exactly
-@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_intervals_agree_with_scipy(counts):
-    failures, shots = counts
-    expected = stats.binomtest(failures, shots).proportion_ci(0.95, method="exact")
-    assert clopper_pearson(failures, shots) == pytest.approx((expected.low, expected.high), abs=1e-9)
+class Fake(sinter.Decoder, sinter.CompiledDecoder):
+    """Predicts what its detectors say, up to what it is told; keeps the shots it was given."""
+
+    def __init__(self, predict=lambda shots: shots, seconds=0.0):
+        self.predict, self.seconds, self.seen = predict, seconds, []
+
+    def compile_decoder_for_dem(self, *, dem):
+        self.seen = []
+        return self
+
+    def decode_shots_bit_packed(self, *, bit_packed_detection_event_data):
+        self.seen.append(bit_packed_detection_event_data.copy())
+        burn(self.seconds * len(bit_packed_detection_event_data))
+        return self.predict(bit_packed_detection_event_data)
 
 
-@exactly
-@given(st.integers(1, 12), st.integers(1, 20), st.floats(1e-6, 0.4))
-def test_conversion_inverts_the_chain_of_rounds(k, rounds, p):
-    flipped = 0.0
-    for _ in range(rounds):
-        flipped = flipped * (1 - p) + (1 - flipped) * p
-    block = 1 - math.prod([1 - flipped] * k)
-    # Near saturation the inverse amplifies rounding by the inverse of what is left of the signal.
-    tolerance = 1e-12 / (1 - 2 * flipped)
-    assert block_to_per_logical(block, k, rounds) == pytest.approx(p, abs=tolerance)
+def burn(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
-def test_worse_than_guessing_is_guessing():
-    assert block_to_per_logical(0.7, k=1, rounds=5) == 0.5
-    assert block_to_per_logical(1.0, k=12, rounds=6) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: clopper_pearson(3, 2), "failures must be in .*, got 3 of 2"),
-        (lambda: clopper_pearson(0, 0), "shots at least 1, got 0 of 0"),
-        (lambda: clopper_pearson(0, 5, confidence=1.0), r"confidence must be in \(0, 1\), got 1.0"),
-        (lambda: block_to_per_logical(1.5, 1, 1), r"rate must be in \[0, 1\], got 1.5"),
-        (lambda: block_to_per_logical(0.5, 0, 1), "at least 1, got 0 and 1"),
-    ],
-)
-def test_impossible_counts_are_refused(call, message):
-    with pytest.raises(InputError, match=message):
-        call()
-
-
-def test_discarded_shots_count_as_failures():
-    lenient, honest = result(errors=18), result(errors=8, discards=10)
-    assert honest.error_rate == lenient.error_rate == 0.018
-    assert honest.interval == lenient.interval
-
-
-def test_a_row_knows_its_rates():
-    row = result().to_dict()
-    assert row["low"] < row["error_rate"] < row["high"]
-    assert row["per_round"] == block_to_per_logical(0.018, 1, 3)
-    assert row["per_round_low"] < row["per_round"] < row["per_round_high"]
-    assert row["microseconds_per_shot"] == pytest.approx(2.0)
-    assert result(rounds=None).per_round is None
-
-
-def test_the_frame_has_one_row_per_circuit_and_decoder():
-    frame = Benchmark((result(), result(decoder="vacuous", rounds=None))).to_frame()
-    assert list(frame["decoder"]) == ["pymatching", "vacuous"]
-    assert np.isnan(frame["per_round"][1])
+def run(decoders, case=None, **settings):
+    """Compare decoders of our own and return their rows; the first seen shots are those of the warm-up."""
+    found = benchmark([case or coin()], list(decoders), custom_decoders=decoders, **settings)
+    return found.results
 
 
 def test_decoders_do_what_their_names_say():
     """Matching sees every flip and corrects it, not decoding corrects none of the many there are."""
-    cases = [coin(0.9), coin(0.0, "quiet")]
-    found = benchmark(cases, decoders=["vacuous", "pymatching"], shots=500, workers=1)
+    cases = [coin(0.9), coin(0.0, "quiet"), coin(1.0, "certain")]
+    found = benchmark(cases, decoders=["vacuous", "pymatching"], shots=500)
     assert [(r.circuit, r.decoder, r.shots) for r in found.results] == [
-        ("coin", "vacuous", 500),
-        ("coin", "pymatching", 500),
-        ("quiet", "vacuous", 500),
-        ("quiet", "pymatching", 500),
+        (case.name, name, 500) for case in cases for name in ("vacuous", "pymatching")
     ]
-    undecoded, *others = found.results
-    assert undecoded.errors > 250
-    assert [r.errors for r in others] == [0, 0, 0]
-    assert all(r.seconds > 0 for r in found.results)
+    assert found.results[0].errors > 250
+    assert [r.errors for r in found.results[1:]] == [0, 0, 0, 500, 0]
 
 
-def test_what_a_decoder_says_in_its_worker_reaches_the_caller():
-    """Matching gives a certain error an infinite weight, and refuses."""
-    with pytest.raises(InputError, match="^decoding failed: maximum absolute edge weight .* exceeded"):
-        benchmark([coin(1.0)], shots=10, workers=1)
-
-
-def test_error_rates_agree_with_decoding_by_hand():
-    """The same decoder on other shots, without sinter: the difference is a matter of chance."""
+def test_counts_are_those_of_decoding_by_hand():
+    """The same shots decoded without us, and who fails where the other does not."""
     import pymatching
 
     case = Experiment.generate("surface", p=0.01, distance=3)
-    shots = 40_000
-    dem = case.circuit.detector_error_model(decompose_errors=True)
-    sampler = case.circuit.compile_detector_sampler(seed=1)
-    detectors, observables = sampler.sample(shots, separate_observables=True)
-    predicted = pymatching.Matching.from_detector_error_model(dem).decode_batch(detectors)
-    by_hand = (predicted != observables).any(axis=1).mean()
-    ours = benchmark([case], shots=shots, workers=1).results[0].error_rate
-    # Seven standard deviations: a failure by chance is less likely than one in 10^11.
-    assert abs(ours - by_hand) < 7 * math.sqrt(2 * by_hand / shots)
+    shots = 5_000
+    blocks = [block for block, _ in zip(shot_blocks(case, seed=3), range(5), strict=False)]
+    detectors, observables = (np.concatenate(field)[:shots] for field in zip(*blocks, strict=True))
+    wrong = []
+    for correlated in (False, True):
+        matching = pymatching.Matching.from_detector_error_model(
+            case.circuit.detector_error_model(decompose_errors=True), enable_correlations=correlated
+        )
+        predicted = matching.decode_batch(
+            detectors, bit_packed_shots=True, bit_packed_predictions=True, enable_correlations=correlated
+        )
+        wrong.append((predicted != observables).any(axis=1))
+    first, second = benchmark([case], ["pymatching", "pymatching-correlated"], shots=shots, seed=3).results
+    assert (first.errors, second.errors) == (wrong[0].sum(), wrong[1].sum())
+    assert second.paired == Paired(
+        "pymatching", shots, int((wrong[1] & ~wrong[0]).sum()), int((wrong[0] & ~wrong[1]).sum())
+    )
+    assert second.paired.only_reference > 0
+    assert first.paired is None
+
+
+def test_all_decoders_see_the_first_shots_of_one_stream():
+    fast, slow = Fake(), Fake(seconds=0.001)
+    rows = run({"fast": fast, "slow": slow}, shots=3_000, budget=0.2, seed=1)
+    assert rows[0].shots == 3_000
+    # 200 of them take as long as is allowed; a decoder may be a turn late, not ten.
+    assert 100 <= rows[1].shots < 500
+    seen = [
+        np.concatenate(decoder.seen)[-row.shots :] for decoder, row in zip((fast, slow), rows, strict=True)
+    ]
+    assert (seen[1] == seen[0][: rows[1].shots]).all()
+    assert rows[1].paired.shots == rows[1].shots
+    again = Fake()
+    run({"again": again}, shots=3_000, seed=1)
+    assert (np.concatenate(again.seen)[-3_000:] == seen[0]).all()
+    run({"again": again}, shots=3_000, seed=2)
+    assert not (np.concatenate(again.seen)[-3_000:] == seen[0]).all()
+
+
+def test_pairs_end_with_the_first_decoder():
+    rows = run({"slow": Fake(seconds=0.001), "fast": Fake(lambda shots: shots ^ 1)}, shots=2_500, budget=0.1)
+    slow, fast = rows
+    assert fast.shots == fast.errors == 2_500
+    assert fast.paired == Paired("slow", slow.shots, slow.shots, 0)
+    assert slow.shots < 1_000
 
 
 def test_work_stops_after_enough_errors():
-    found = benchmark([coin(0.5)], decoders=["vacuous"], shots=10_000_000, max_errors=10, workers=1)
-    assert found.results[0].errors >= 10
-    assert found.results[0].shots < 10_000_000
+    (row,) = run({"wrong": Fake(lambda shots: shots ^ 1)}, max_errors=10)
+    assert row.shots == row.errors == 10
 
 
-def test_counts_are_kept_and_added_to(tmp_path):
-    path = tmp_path / "deep" / "counts.csv"
-    first = benchmark([coin(0.5)], ["vacuous"], shots=300, workers=1, resume=path).results[0]
-    done = []
-    again = benchmark([coin(0.5)], ["vacuous"], shots=300, workers=1, resume=path, progress=done.append)
-    assert (again.results[0].shots, again.results[0].errors) == (first.shots, first.errors)
-    assert sum(done) == 300
-    more = benchmark([coin(0.5)], ["vacuous"], shots=400, workers=1, resume=path).results[0]
-    assert more.shots == 400
-    assert first.errors <= more.errors <= first.errors + 100
-    # sinter itself reads the file, and counts of other circuits in it are left alone.
-    (stored,) = sinter.read_stats_from_csv_files(path)
-    assert (stored.shots, stored.errors) == (400, more.errors)
-    other = benchmark([coin(0.0, "other")], ["vacuous"], shots=10, workers=1, resume=path)
-    assert [r.circuit for r in other.results] == ["other"]
+def test_discards_are_failures():
+    def hesitate(shots):
+        return np.hstack([shots ^ 1, shots])  # always wrong, discarded where the detector fires
+
+    (row,) = run({"careful": Fake(hesitate)}, shots=1_500)
+    assert 0 < row.discards < 1_500
+    assert row.errors == 1_500 - row.discards
+    assert row.error_rate == 1.0
+
+
+def test_bits_beyond_the_observables_mean_nothing():
+    (row,) = run({"noisy": Fake(lambda shots: shots | 0b1010_1010)}, shots=300)
+    assert row.errors == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda shots: shots[:, :0], lambda shots: shots[:-1], lambda shots: shots.astype(bool)],
+)
+def test_answers_of_the_wrong_form_are_refused(answer):
+    with pytest.raises(InputError, match="decoder odd must return packed observables, uint8 of shape"):
+        run({"odd": Fake(answer)}, shots=10)
+
+
+def test_making_ready_is_timed_apart():
+    class Lazy(Fake):
+        def compile_decoder_for_dem(self, *, dem):
+            burn(0.05)
+            self.ready = False
+            return super().compile_decoder_for_dem(dem=dem)
+
+        def decode_shots_bit_packed(self, *, bit_packed_detection_event_data):
+            burn(0 if self.ready else 0.05)
+            self.ready = True
+            return super().decode_shots_bit_packed(
+                bit_packed_detection_event_data=bit_packed_detection_event_data
+            )
+
+    (row,) = run({"lazy": Lazy()}, shots=1_500)
+    assert 0.1 <= row.timing.construction < 1
+    assert row.timing.max < 0.05
+    assert row.seconds < 0.05
+
+
+def test_single_shots_and_batches_are_timed_apart():
+    (row,) = run({"slow": Fake(seconds=2e-5)}, shots=3_000)
+    assert len(row.timing.latencies) == SINGLE_SHOTS
+    assert 2e-5 <= row.timing.p50 <= row.timing.p99 <= row.timing.max
+    # The overhead of a call is that of one shot there, and of many here.
+    assert 2e-5 <= row.timing.batch < row.timing.mean
+    assert row.seconds_per_shot == row.timing.batch
+    (few,) = run({"few": Fake()}, shots=10)
+    assert few.timing.batch is None
+    assert few.seconds_per_shot == few.seconds / 10
+
+
+def test_decoders_with_threads_are_found_out():
+    class Threaded(Fake):
+        def decode_shots_bit_packed(self, *, bit_packed_detection_event_data):
+            helper = threading.Thread(target=burn, args=[0.004])
+            helper.start()
+            helper.join()
+            burn(0.001)
+            return bit_packed_detection_event_data
+
+    (row,) = run({"many": Threaded()}, shots=5)
+    assert row.timing.cores > 2
+    (note,) = notes(Benchmark((row,)))
+    assert note.startswith("many on coin used ")
+    assert notes(Benchmark(tuple(run({"one": Fake(seconds=1e-3)}, shots=20)))) == []
+
+
+def test_progress_goes_from_nothing_to_all():
+    parts = []
+    benchmark(
+        [coin(), coin(0.1, "other")],
+        ["a", "b"],
+        shots=2_000,
+        custom_decoders={"a": Fake(), "b": Fake()},
+        progress=parts.append,
+    )
+    assert parts == sorted(parts)
+    assert 0 < parts[0] < 0.01
+    assert parts[-1] == 1.0
+
+
+def test_a_decoder_that_cannot_work_is_a_row_that_says_so(monkeypatch):
+    monkeypatch.setattr(extra, "find_spec", lambda module: None if module == "ldpc" else object())
+    case = Experiment.generate("bb72", p=0.001, rounds=2)
+    found = benchmark([case], ["pymatching", "vacuous", "bposd"], shots=200)
+    matching, vacuous, bposd = found.results
+    assert (matching.shots, vacuous.shots, bposd.shots) == (0, 200, 0)
+    assert "bb72 r=2 p=0.001 cannot be decoded by matching" in matching.skipped
+    assert "decoder bposd needs the package ldpc: pip install 'symdyn-qec[baselines]'" in bposd.skipped
+    assert vacuous.paired is None  # the first decoder is not there to be compared with
+    row = bposd.to_dict()
+    assert row["error_rate"] is row["low"] is row["per_round"] is row["microseconds_per_shot"] is None
+    assert vacuous.observables == 12
+
+
+def test_no_decoder_at_all_is_an_error(monkeypatch):
+    case = Experiment.generate("bb72", p=0.001, rounds=2)
+    with pytest.raises(InputError, match="bb72 r=2 p=0.001 cannot be decoded by matching"):
+        benchmark([case], decoders=["pymatching"])
+    monkeypatch.setattr(extra, "find_spec", lambda module: None)
+    with pytest.raises(DependencyError, match="decoder bposd needs the package ldpc: pip install"):
+        benchmark([case], decoders=["bposd"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experiments": []}, "expected at least one circuit"),
+        ({"decoders": []}, "expected at least one decoder"),
+        ({"shots": 0}, "shots must be at least 1, got 0"),
+        ({"budget": 0}, "budget must be a positive number of seconds, got 0"),
+        ({"budget": float("nan")}, "budget must be a positive number of seconds, got nan"),
+        ({"max_errors": 0}, "max_errors must be at least 1, got 0"),
+        ({"decoders": ["pymatchin"]}, "unknown decoder 'pymatchin'; did you mean pymatching"),
+        ({"experiments": [coin(0.1), coin(0.1)]}, "every circuit must be given once, got coin, coin"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(settings, message):
+    with pytest.raises(InputError, match=message):
+        benchmark(**{"experiments": [coin(0.1)], **settings})
 
 
 def test_generated_experiments_say_what_they_are():
     case = Experiment.generate("surface", p=0.01, distance=5)
-    assert (case.name, case.rounds) == ("surface d=5 r=5 p=0.01", 5)
+    assert (case.name, case.distance, case.rounds) == ("surface d=5 r=5 p=0.01", 5, 5)
+    case = Experiment.generate("bb72", p=0.001, basis="X")
+    assert (case.name, case.distance, case.rounds) == ("bb72 X r=6 p=0.001", 6, 6)
     assert Experiment.generate("bb72", p=0.001, rounds=2).name == "bb72 r=2 p=0.001"
-    with pytest.raises(InputError, match="code bb72 needs a number of rounds"):
-        Experiment.generate("bb72", p=0.001)
 
 
 @pytest.mark.parametrize(
@@ -193,58 +300,38 @@ def test_rounds_of_a_file_are_checked_before_the_work(tmp_path):
         Experiment.read(tmp_path / "a.stim", rounds=0)
 
 
-def test_small_jobs_get_one_worker(monkeypatch):
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
-    assert [default_workers(n) for n in (1, 100_000, 100_001, 10**9)] == [1, 1, 2, 8]
+def test_discarded_shots_count_as_failures():
+    lenient, honest = result(errors=18), result(errors=8, discards=10)
+    assert honest.error_rate == lenient.error_rate == 0.018
+    assert honest.interval == lenient.interval
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"experiments": []}, "expected at least one circuit"),
-        ({"decoders": []}, "at least one circuit and one decoder"),
-        ({"shots": 0}, "shots must be at least 1, got 0"),
-        ({"max_errors": 0}, "max_errors must be at least 1, got 0"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"decoders": ["pymatchin"]}, "unknown decoder 'pymatchin'; did you mean pymatching"),
-        ({"experiments": [coin(0.1), coin(0.1)]}, "every circuit must be given once, got coin, coin"),
-        ({"resume": "/proc/none/counts.csv"}, "cannot write to /proc/none/counts.csv"),
-        ({"resume": "/proc/counts.csv"}, "cannot write to /proc/counts.csv"),
-    ],
-)
-def test_bad_input_is_named_before_any_work(settings, message):
-    with pytest.raises(InputError, match=message):
-        benchmark(**{"experiments": [coin(0.1)], **settings})
+def test_a_row_knows_its_rates():
+    row = result().to_dict()
+    assert row["low"] < row["error_rate"] < row["high"]
+    assert row["per_round_low"] < row["per_round"] < row["per_round_high"]
+    assert row["microseconds_per_shot"] == pytest.approx(2.0)
+    assert result(rounds=None).per_round is None
 
 
-def test_a_bicycle_code_is_refused_by_matching_only():
-    case = Experiment.generate("bb72", p=0.001, rounds=2)
-    with pytest.raises(InputError, match="cannot be decoded by matching"):
-        benchmark([case], decoders=["pymatching"])
-    found = benchmark([case], decoders=["vacuous"], shots=100, workers=1).results[0]
-    assert found.observables == 12
+def test_the_csv_can_be_read_back():
+    rows = (result(circuit="d=3, r=3"), result(decoder="vacuous", shots=0, errors=0, skipped="no"))
+    first, second = csv.DictReader(Benchmark(rows).to_csv().splitlines())
+    assert (first["circuit"], float(first["error_rate"])) == ("d=3, r=3", 0.018)
+    assert (second["decoder"], second["error_rate"], second["skipped"]) == ("vacuous", "", "no")
 
 
-def test_a_file_that_is_not_counts_is_refused(tmp_path):
-    path = tmp_path / "notes.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="notes.csv does not hold counts in sinter's format"):
-        benchmark([coin(0.1)], resume=path)
-    assert path.read_text() == "a,b\n1,2\n"
-    path.write_text("")
-    with pytest.raises(InputError, match="notes.csv does not hold counts in sinter's format: it is empty"):
-        benchmark([coin(0.1)], resume=path)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match="fusion_blossom needs the package fusion-blossom"):
-        check_decoder("fusion_blossom")
-    assert check_decoder("vacuous").module is None
-
-
-def test_our_decoders_are_sinters():
-    assert set(module.DECODERS) <= set(sinter.BUILT_IN_DECODERS)
+def test_sinter_reads_the_counts(tmp_path):
+    case = Experiment.generate("repetition", p=0.1, distance=3)
+    found = benchmark([case], ["vacuous", "pymatching"], shots=300, seed=4)
+    (tmp_path / "counts.csv").write_text(found.to_sinter_csv())
+    stored = {stats.decoder: stats for stats in sinter.read_stats_from_csv_files(tmp_path / "counts.csv")}
+    for row in found.results:
+        stats = stored[row.decoder]
+        assert (stats.shots, stats.errors, stats.discards) == (300, row.errors, 0)
+        assert stats.json_metadata == {"name": case.name, "d": 3, "r": 3, "p": 0.1, "seed": 4}
+        assert stats.strong_id == case.task(row.decoder, row.decoder == "pymatching", seed=4).strong_id()
+    assert len({stats.strong_id for stats in stored.values()}) == 2
 
 
 @pytest.mark.parametrize(
@@ -263,16 +350,110 @@ def test_figures_choose_their_abscissa(changes, label):
         assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b"]
 
 
+def bands(figure):
+    return [
+        patch for patch in figure.axes[0].collections if type(patch).__name__ == "FillBetweenPolyCollection"
+    ]
+
+
+def test_intervals_are_bands_along_a_line():
+    rows = (result(p=0.01), result(p=0.02, errors=100))
+    (band,) = bands(Benchmark(rows).figure())
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(rows[0].interval[0])
+    assert heights.max() == pytest.approx(rows[1].interval[1])
+    assert bands(Benchmark((result(),)).figure()) == []
+    clean = Benchmark((*rows, result(p=0.005, errors=0)))
+    assert bands(clean.figure())[0].get_paths()[0].vertices[:, 0].min() == 0.01
+
+
 def test_figures_show_an_upper_end_where_nothing_failed():
     clean = result(errors=0)
-    axes = Benchmark((clean,)).figure().axes[0]
+    figure = Benchmark((clean,)).figure()
+    (axes,) = figure.axes
     heights = [float(y) for line in axes.lines for y in np.atleast_1d(line.get_ydata())]
     assert clean.interval[1] in heights
-    assert "no failure" in axes.get_legend().get_title().get_text()
+    assert "no failure" in figure.legends[0].get_title().get_text()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["pymatching"]
 
 
-def test_the_csv_can_be_read_back():
-    text = Benchmark((result(circuit="d=3, r=3"),)).to_csv()
-    (row,) = csv.DictReader(text.splitlines())
-    assert row["circuit"] == "d=3, r=3"
-    assert float(row["error_rate"]) == 0.018
+def test_latencies_are_drawn_as_shares_of_shots():
+    rows = (result(timing=TIMING), result(decoder="tesseract", timing=TIMING), result(circuit="b"))
+    figure = Benchmark(rows).latency_figure()
+    (axes,) = figure.axes
+    assert [patch.get_data().values.sum() for patch in axes.patches] == pytest.approx([1.0, 1.0])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["pymatching", "tesseract"]
+    assert Benchmark((result(),)).latency_figure() is None
+
+
+COMPARED = Benchmark(
+    (
+        result(circuit="<a>", decoder="bposd", timing=TIMING, seed=0),
+        result(
+            circuit="<a>",
+            decoder="symdyn",
+            errors=3,
+            seed=0,
+            timing=TIMING,
+            paired=Paired("bposd", 1000, 1, 16),
+        ),
+        result(circuit="<a>", decoder="tesseract", shots=0, errors=0, seed=0, skipped="pip install 'it'"),
+    )
+)
+
+
+def test_findings_say_what_to_use_and_what_is_open():
+    text = "\n".join(findings(COMPARED))
+    assert "For accuracy: symdyn on <a>, which failed on 3 of 1,000 shots at 2 µs each." in text
+    assert "symdyn against bposd: better; of 1,000 shots that both decoded 1 failed" in text
+    assert "p = 0.00027" in text
+    assert "Decode more shots: symdyn failed on fewer than 10" in text
+    assert "Skipped tesseract on <a>: pip install 'it'" in text
+    equal = Benchmark((result(), result(decoder="b", paired=Paired("pymatching", 1000, 3, 3))))
+    assert "b against pymatching: no difference seen" in "\n".join(findings(equal))
+
+
+def test_the_page_stands_alone_and_is_reproducible():
+    page = COMPARED.page()
+    assert page == COMPARED.page()
+    assert "&lt;a&gt;" in page
+    assert "<a>" not in page
+    assert page.count("<svg") == 2
+    assert not re.search(r'<script|<link rel="style|src="|@import|url\(http', page)
+    for word in ("OSD-CS of order 7", "1 : 16", "0.00027", "skipped", "from seed 0"):
+        assert word in page
+
+
+def test_the_terminal_shows_counts_times_and_notes():
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    for part in render(COMPARED):
+        console.print(part)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    for word in ("0.018", "1 : 16", "5 µs", "skipped tesseract on <a>: pip install 'it'"):
+        assert word in text
+
+
+def test_decoders_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_decoders.py").write_text(
+        "import sinter\n"
+        "def mine():\n    return {'mine': sinter.BUILT_IN_DECODERS['vacuous']}\n"
+        "def broken():\n    return {'mine': 3}\n"
+    )
+    found = load_decoders("own_decoders:mine")
+    assert benchmark([coin(0.0)], ["mine"], shots=10, custom_decoders=found).results[0].errors == 0
+    from symdyn_core.errors import TargetError
+
+    for reference, message in (
+        ("own_decoders:broken", "must return a dict of sinter decoders by name, got {'mine': 3}"),
+        ("own_decoders:absent", "has no attribute 'absent'"),
+        ("absent_module:f", "No module named 'absent_module'"),
+    ):
+        with pytest.raises(TargetError, match=message):
+            load_decoders(reference)
+    with pytest.raises(InputError, match="must be module:function, got 'nothing'"):
+        load_decoders("nothing")

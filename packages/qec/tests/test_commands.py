@@ -3,14 +3,16 @@ import subprocess
 import sys
 
 import pytest
+import sinter
 import stim
 from typer.testing import CliRunner
 
-from symdyn_core.errors import InputError
+from symdyn_core.errors import DependencyError, InputError
+from symdyn_qec.baselines import extra
 from symdyn_qec.commands import app
 from symdyn_qec.commands.many import spread
 
-QUIET = ["--shots", "200", "--workers", "1"]
+QUIET = ["--shots", "200"]
 
 
 def run(*arguments):
@@ -84,9 +86,67 @@ def test_out_receives_table_and_figure(stim_file, tmp_path):
     out = tmp_path / "a" / "b"
     outcome = run(stim_file, "--out", out, *QUIET)
     assert outcome.exit_code == 0, outcome.output
-    assert sorted(path.name for path in out.iterdir()) == ["figure.svg", "results.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "counts.csv",
+        "figure.svg",
+        "latencies.svg",
+        "results.csv",
+    ]
     assert "d=3,r=2.stim" in (out / "results.csv").read_text()
-    assert "</svg>" in (out / "figure.svg").read_text()
+    (stats,) = sinter.read_stats_from_csv_files(out / "counts.csv")
+    assert stats.shots == 200
+    for figure in ("figure.svg", "latencies.svg"):
+        assert "</svg>" in (out / figure).read_text()
+
+
+def test_a_page(stim_file, tmp_path):
+    path = tmp_path / "deep" / "page.html"
+    outcome = run(stim_file, "--html", path, *QUIET)
+    assert outcome.exit_code == 0, outcome.output
+    assert "For accuracy" in path.read_text()
+
+
+def test_a_seed_fixes_the_shots():
+    arguments = ("--code", "repetition", "--distance", 3, "--p", 0.1, "--decoders", "vacuous", "--seed")
+    first, again, other = (rows(*arguments, seed) for seed in (1, 1, 2))
+    assert first[0]["errors"] == again[0]["errors"] != other[0]["errors"]
+
+
+def test_a_budget_of_time_ends_the_work():
+    (row,) = rows("--code", "surface", "--distance", 5, "--p", 0.01, "--budget", 0.0005)
+    assert 0 < row["shots"] < 200
+
+
+def test_many_processes_count_only():
+    (row,) = rows("--code", "repetition", "--distance", 3, "--p", 0.01, "--workers", 1)
+    assert (row["shots"], row["seed"], row["single_p50"]) == (200, None, None)
+    assert row["microseconds_per_shot"] > 0
+
+
+def test_both_bases():
+    arguments = ("--code", "bb72", "--rounds", 2, "--p", 0.001, "--decoders", "vacuous", "--basis")
+    assert [rows(*arguments, basis)[0]["circuit"] for basis in "ZX"] == [
+        "bb72 r=2 p=0.001",
+        "bb72 X r=2 p=0.001",
+    ]
+
+
+def test_a_decoder_that_is_missing_is_skipped(monkeypatch):
+    monkeypatch.setattr(extra, "find_spec", lambda module: None if module == "ldpc" else object())
+    arguments = ("--code", "surface", "--distance", 3, "--p", 0.01, "--decoders")
+    outcome = run(*arguments, "pymatching", "bposd", *QUIET)
+    assert outcome.exit_code == 0, outcome.output
+    words = " ".join(outcome.stdout.split())
+    assert "needs the package ldpc: pip install 'symdyn-qec[baselines]'" in words
+    alone = run(*arguments, "bposd", *QUIET)
+    assert isinstance(alone.exception, DependencyError)
+
+
+def test_a_checkpoint_of_the_user_is_looked_for(tmp_path):
+    arguments = ("--code", "bb72", "--rounds", 2, "--p", 0.001, "--decoders", "symdyn", "--checkpoint")
+    outcome = run(*arguments, tmp_path / "none", *QUIET)
+    assert isinstance(outcome.exception, InputError)
+    assert str(tmp_path / "none") in str(outcome.exception)
 
 
 def test_counts_are_resumed(stim_file, tmp_path):
@@ -131,7 +191,19 @@ def test_counts_are_resumed(stim_file, tmp_path):
             ["--code", "bb72", "--rounds", "2", "--p", "0.001"],
             "bb72 r=2 p=0.001 cannot be decoded by matching",
         ),
-        (["--code", "bb72", "--p", "0.001"], "code bb72 needs a number of rounds"),
+        (["--code", "bb72", "--p", "0.001", "--basis", "Y"], "basis must be X or Z, got 'Y'"),
+        (
+            ["--code", "surface", "--distance", "3", "--p", "0.01", "--budget", "0"],
+            "budget must be a positive number of seconds, got 0.0",
+        ),
+        (
+            ["--code", "surface", "--distance", "3", "--p", "0.01", "--budget", "1", "--workers", "1"],
+            "--budget and --seed are for decoding without --workers and --resume",
+        ),
+        (
+            ["--code", "surface", "--distance", "3", "--p", "0.01", "--html", "/proc"],
+            "--html must name a file, got the folder /proc",
+        ),
         (["missing.stim"], "cannot read missing.stim"),
         (["missing.stim", "--code", "surface"], "not both"),
     ],
@@ -167,8 +239,14 @@ def test_help_explains_every_option():
         "--p",
         "--shots",
         "--decoders",
+        "--budget",
+        "--seed",
+        "--basis",
+        "--checkpoint",
+        "--workers",
         "--resume",
         "--out",
+        "--html",
         "--json",
     ):
         assert option in outcome.stdout

@@ -3,17 +3,19 @@
 import typer
 
 from symdyn_qec.commands.benchmark import BenchmarkCommand, benchmark
+from symdyn_qec.commands.train import train
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Quantum error correction: decoders measured on Stim circuits.",
+    help="Quantum error correction: decoders trained, and measured on Stim circuits.",
 )
 
 
 @app.callback()
 def qec() -> None:
-    """Quantum error correction: decoders measured on Stim circuits."""
+    """Quantum error correction: decoders trained, and measured on Stim circuits."""
 
 
 app.command("benchmark", cls=BenchmarkCommand)(benchmark)
+app.command("train")(train)

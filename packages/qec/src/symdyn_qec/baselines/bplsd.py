@@ -1,0 +1,50 @@
+"""Belief propagation with localised statistics decoding, by ldpc."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import sinter
+import stim
+from numpy.typing import NDArray
+
+from symdyn_qec.baselines.compiled import CompiledBaseline, shot_by_shot
+from symdyn_qec.baselines.extra import load
+from symdyn_qec.baselines.problem import DecodingProblem
+from symdyn_qec.baselines.rare import RareErrors
+
+
+@dataclass(frozen=True)
+class BpLsd(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
+    """BP-LSD: as BP-OSD, but equations are solved only in clusters that grow around unexplained detectors.
+
+    Args:
+        one_sector: whether to decode only with the detectors that determine the observables.
+        iterations: of belief propagation at most.
+        order: of the combination sweep in each cluster.
+
+    Source: Hillmann et al., arXiv 2406.18655.
+    """
+
+    one_sector: bool = True
+    iterations: int = 1000
+    order: int = 7
+
+    def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> CompiledBaseline:
+        """Make ready for a detector error model."""
+        rare = RareErrors.of(dem)
+        problem = DecodingProblem.of(rare, self.one_sector)
+        order = min(self.order, problem.free)
+        decoder = load("ldpc", "bplsd").BpLsdDecoder(
+            problem.checks,
+            error_channel=problem.priors.tolist(),
+            max_iter=self.iterations,
+            bp_method="minimum_sum",
+            ms_scaling_factor=0.0,  # adaptive: 1 - 2 ** -iteration
+            lsd_method="LSD_CS" if order else "LSD_0",
+            lsd_order=order,
+        )
+
+        def decode(shot: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return problem.predict(decoder.decode(shot[problem.detectors]))
+
+        return CompiledBaseline(rare, shot_by_shot(rare, decode))

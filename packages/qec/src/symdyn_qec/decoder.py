@@ -1,0 +1,278 @@
+r"""The trained decoder, for sinter and for direct use.
+
+The network gives log odds that each data qubit has flipped, net of all cycles. Ordered statistics make of
+them the likeliest flips e that explain the checks, :math:`H e = \bigoplus_t D_t`, and the observables are
+:math:`o = L e`, L being the supports of the logical operators that the circuit observes. Nothing but the log
+odds is learnt, so that every answer agrees with every check.
+
+The weight of the qubits that had to differ from what the network suggests says how far to trust a shot: it is
+zero where the suggestion explains all checks by itself.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sinter
+import stim
+import torch
+from numpy.typing import NDArray
+
+from symdyn_core.errors import InputError
+from symdyn_qec import gf2
+from symdyn_qec.checkpoint import PRECISIONS, Checkpoint, Precision, find
+from symdyn_qec.codes import Basis
+from symdyn_qec.gf2 import BitMatrix
+from symdyn_qec.layout import TorusLayout
+from symdyn_qec.osd import OrderedStatistics
+
+# Pairs of changes are tried among this many doubtful qubits; more of them hardly ever find a better answer.
+OSD_ORDER = 10
+
+
+class Prediction(NamedTuple):
+    """What the decoder makes of some shots.
+
+    Fields:
+        observables: predicted flips, bits, shape ``(shots, k)``.
+        flips: of data qubits as the readout sees them, bits, shape ``(shots, n)``.
+        weight: in log odds, of the qubits that had to differ from the network's suggestion, shape
+            ``(shots,)``.
+        confident: whether the weight is at most ``postselect``, or zero where that is not given, shape
+            ``(shots,)``.
+    """
+
+    observables: BitMatrix
+    flips: BitMatrix
+    weight: NDArray[np.float32]
+    confident: NDArray[np.bool_]
+
+
+class ShotPrediction(NamedTuple):
+    """The same for one shot: the fields of :class:`Prediction` without their first axis."""
+
+    observables: NDArray[np.uint8]
+    flips: NDArray[np.uint8]
+    weight: float
+    confident: bool
+
+
+class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
+    """A trained network as a sinter decoder.
+
+    It holds settings and a path, never weights, so that it can be sent to worker processes.
+
+    Args:
+        checkpoint: folder; by default the shipped checkpoint that is for the circuit.
+        postselect: keep a shot only if the weight that had to be changed is at most this, at least 0; sinter
+            counts all others as discards. By default every shot is kept. A threshold rather than a share of
+            the shots, as nobody knows how doubtful the shots of the next batch will be.
+        batch_size: shots that go through the network together, at least 1.
+        device: where the network runs, as torch names it; by default the CPU.
+        dtype: of activations, float32 or bfloat16. The latter suits CUDA devices and CPUs with matrix units
+            for it; on a CPU without them it took ten times as long.
+        threads: that torch may use on the CPU, at least 1; sinter starts a process for every core.
+
+    Raises:
+        InputError: a value out of range.
+
+    >>> from symdyn_qec.circuits import memory_circuit
+    >>> circuit = memory_circuit("bb72", p=0.003, rounds=6)
+    >>> decoder = SymdynDecoder().compile_decoder_for_dem(dem=circuit.detector_error_model())
+    >>> detectors, observables = circuit.compile_detector_sampler(seed=5).sample(8, separate_observables=True)
+    >>> prediction = decoder.predict(detectors)
+    >>> bool((prediction.observables == observables).all())
+    True
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        postselect: float | None = None,
+        batch_size: int = 64,
+        device: str | None = None,
+        dtype: Precision = "float32",
+        threads: int = 1,
+    ) -> None:
+        # A comparison that also turns down NaN.
+        if postselect is not None and not postselect >= 0:
+            raise InputError(f"postselect must be at least 0, got {postselect}")
+        for name, value in (("batch_size", batch_size), ("threads", threads)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if dtype not in PRECISIONS:
+            raise InputError(f"dtype must be {' or '.join(PRECISIONS)}, got {dtype!r}")
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.postselect, self.batch_size, self.threads = postselect, batch_size, threads
+        self.device, self.dtype = device or "cpu", dtype
+
+    def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> "CompiledSymdynDecoder":
+        """Load the weights and make ready for a circuit.
+
+        Args:
+            dem: of the circuit; its probabilities do not matter.
+
+        Raises:
+            InputError: a checkpoint that cannot be read or is for another circuit, or an unknown device.
+        """
+        checkpoint = find(dem) if self.checkpoint is None else Checkpoint.load(self.checkpoint)
+        return CompiledSymdynDecoder(self, checkpoint, checkpoint.basis_of(dem))
+
+
+class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has no types
+    """A decoder that is ready for one circuit; made by :class:`SymdynDecoder`."""
+
+    def __init__(self, settings: SymdynDecoder, checkpoint: Checkpoint, basis: Basis) -> None:
+        code, kind = checkpoint.code, 0 if basis == "X" else 1
+        self.settings = settings
+        self.basis = basis
+        self.num_detectors = len(checkpoint.experiments[basis].structure.detectors)
+        self.logicals = checkpoint.experiments[basis].observables
+        try:
+            self._network = checkpoint.network.to(settings.device).eval()
+        except (RuntimeError, AssertionError) as error:  # torch's answer where it was built without CUDA
+            raise InputError(
+                f"device must be one that torch has here, got {settings.device!r}: {error}"
+            ) from error
+        self._layout = TorusLayout(code, checkpoint.rounds, basis)
+        self._sector = 1 - kind
+        self._own = self._layout.place[kind].reshape(checkpoint.rounds + 1, code.cells)
+        self._search = OrderedStatistics(code.checks(basis), OSD_ORDER)
+        # Sums of checks that are always zero, whatever the errors.
+        self._redundancies = gf2.nullspace(code.checks(basis).T)
+
+    def predict(self, detectors: NDArray[Any]) -> Prediction:
+        """Decode shots.
+
+        Args:
+            detectors: packed little endian, ``uint8``, shape ``(shots, ceil(detectors / 8))``, as Stim's
+                ``bit_packed=True`` gives them; or one by one, ``bool``, shape ``(shots, detectors)``.
+
+        Raises:
+            InputError: another type or width, or a shot that no errors lead to.
+        """
+        packed = self._packed(np.asarray(detectors), "detectors")
+        size = self.settings.batch_size
+        parts = [
+            self._predict_batch(packed[start : start + size]) for start in range(0, max(len(packed), 1), size)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Prediction(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+
+    def predict_shot(self, detectors: NDArray[Any]) -> ShotPrediction:
+        """Decode one shot, without waiting for others.
+
+        Args:
+            detectors: as for :meth:`predict`, without the first axis.
+
+        Raises:
+            InputError: as for :meth:`predict`.
+        """
+        shot = np.asarray(detectors)
+        if shot.ndim != 1:
+            raise InputError(f"detectors of one shot must have 1 dimension, got shape {shot.shape}")
+        found = self._predict_batch(self._packed(shot[None], "detectors"))
+        return ShotPrediction(
+            found.observables[0], found.flips[0], float(found.weight[0]), bool(found.confident[0])
+        )
+
+    def decode_shots_bit_packed(
+        self, *, bit_packed_detection_event_data: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Decode for sinter.
+
+        Args:
+            bit_packed_detection_event_data: ``uint8``, little endian, shape ``(shots, ceil(detectors / 8))``.
+
+        Returns:
+            Observables, ``uint8``, little endian, shape ``(shots, ceil(k / 8))``; with ``postselect`` one
+            byte more, which is 1 where sinter shall discard the shot.
+
+        Raises:
+            InputError: as for :meth:`predict`; and for shots that are not packed.
+        """
+        name = "bit_packed_detection_event_data"
+        if bit_packed_detection_event_data.dtype != np.uint8:
+            raise InputError(f"{name} must be packed, uint8, got {bit_packed_detection_event_data.dtype}")
+        found = self.predict(self._packed(bit_packed_detection_event_data, name))
+        packed = np.packbits(found.observables, axis=1, bitorder="little")
+        if self.settings.postselect is None:
+            return packed
+        return np.hstack([packed, ~found.confident[:, None]]).astype(np.uint8)
+
+    def _packed(self, detectors: NDArray[Any], name: str) -> NDArray[np.uint8]:
+        """Return shots packed, or raise InputError that says what is expected."""
+        width, packed_width = self.num_detectors, -(-self.num_detectors // 8)
+        expected = (
+            f"{name} must be packed, uint8 of shape (shots, {packed_width}), "
+            f"or bool of shape (shots, {width})"
+        )
+        if detectors.ndim != 2:
+            raise InputError(f"{expected}; got shape {detectors.shape}")
+        seen = f"got {detectors.dtype} of shape {detectors.shape}"
+        if detectors.dtype == np.bool_ and detectors.shape[1] == width:
+            return np.packbits(detectors, axis=1, bitorder="little")
+        if detectors.dtype == np.uint8 and detectors.shape[1] == packed_width:
+            return np.ascontiguousarray(detectors)
+        if detectors.dtype == np.uint8 and detectors.shape[1] == width:
+            raise InputError(f"{expected}; {seen}: unpacked shots must be bool")
+        if detectors.dtype == np.bool_ and detectors.shape[1] == packed_width:
+            raise InputError(f"{expected}; {seen}: packed shots must be uint8")
+        raise InputError(f"{expected}; {seen}")
+
+    def _predict_batch(self, packed: NDArray[np.uint8]) -> Prediction:
+        if not len(packed):
+            return self._nothing()
+        bits = np.unpackbits(packed, axis=1, count=self.num_detectors, bitorder="little")
+        syndromes = np.bitwise_xor.reduce(bits[:, self._own], axis=1)
+        impossible = np.flatnonzero((syndromes @ self._redundancies.T & 1).any(axis=1))
+        if impossible.size:
+            raise InputError(
+                f"detectors must be those of a {self.basis} memory, but no errors lead to those of shot "
+                f"{impossible[0]} of a batch of {len(packed)}"
+            )
+        flips, weight = self._search.decode(self._log_odds(packed), syndromes)
+        observables: BitMatrix = (flips @ self.logicals.T & 1).astype(np.uint8)
+        return Prediction(observables, flips, weight, weight <= (self.settings.postselect or 0.0))
+
+    def _log_odds(self, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the network's log odds of net flips, shape ``(shots, n)``."""
+        device = torch.device(self.settings.device)
+        half = self.settings.dtype == "bfloat16"
+        with (
+            torch.inference_mode(),
+            _limited_threads(self.settings.threads),
+            torch.autocast(device.type, torch.bfloat16, enabled=half),
+        ):
+            checks = self._layout.checks(torch.from_numpy(packed).to(device))
+            odds: NDArray[np.float32] = self._network(checks).net[:, self._sector].float().cpu().numpy()
+        return odds
+
+    def _nothing(self) -> Prediction:
+        """Return the answer to no shots at all; networks do not like empty batches."""
+        k, n = self.logicals.shape
+        return Prediction(
+            np.zeros((0, k), dtype=np.uint8),
+            np.zeros((0, n), dtype=np.uint8),
+            np.zeros(0, dtype=np.float32),
+            np.zeros(0, dtype=np.bool_),
+        )
+
+
+@contextmanager
+def _limited_threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads, and give back afterwards what it had."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,227 @@
+r"""Training of a decoder for bicycle codes, on a stream of simulated shots.
+
+The loss is the binary cross-entropy of the increments of every cycle, which are local and quickly learnt,
+plus that of the net flips, which decoding needs. Both bases are in every batch; the network tells them apart
+by which checks are there in the first and the last cycle.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from symdyn_core.errors import InputError
+from symdyn_qec.circuits import check_noise, check_rounds
+from symdyn_qec.codes import Basis, BivariateBicycleCode
+from symdyn_qec.layout import TorusLayout
+from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.shot_stream import ShotStream
+
+BASES: tuple[Basis, Basis] = ("Z", "X")
+
+# Weights of the increments against the net flips: of the readout's sector, and of the other one, which helps
+# only as far as it teaches what correlates the two.
+INCREMENT_WEIGHT, OTHER_SECTOR_WEIGHT = 7.0, 2.0
+
+LOWEST_RATE = 0.02  # of the highest, at the end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Fields:
+        rounds: cycles of the experiments.
+        p: lowest and highest noise strength; uniform in the logarithm.
+        width: features per node of the network.
+        layers: rounds of messages.
+        batch_size: shots per step, a multiple of 16.
+        steps: of the optimizer, AdamW.
+        learning_rate: highest; reached linearly, then lowered along a cosine.
+        warmup: steps until it is reached.
+        average: decay of the moving average of the weights, in [0, 1).
+        clip: largest norm of the gradient.
+        seed: of weights and shots.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    rounds: int = 6
+    p: tuple[float, float] = (0.001, 0.006)
+    width: int = 48
+    layers: int = 6
+    batch_size: int = 64
+    steps: int = 4000
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    average: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_rounds(self.rounds)
+        check_noise(self.p[1])
+        if self.steps < 1 or self.warmup < 0:
+            raise InputError(f"steps must be at least 1 and warmup 0, got {self.steps} and {self.warmup}")
+        for name, value in (("learning_rate", self.learning_rate), ("clip", self.clip)):
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be finite and > 0, got {value}")
+        if not 0 <= self.average < 1:
+            raise InputError(f"average must be in [0, 1), got {self.average}")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        >>> settings = Settings(steps=1000, warmup=10, learning_rate=1.0)
+        >>> round(settings.rate(4), 3), round(settings.rate(999), 3)
+        (0.5, 0.02)
+        """
+        done = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return (
+            self.learning_rate
+            * min(1.0, (step + 1) / max(self.warmup, 1))
+            * (LOWEST_RATE + (1 - LOWEST_RATE) * done)
+        )
+
+
+class Training:
+    """A network on its way, with all that decides how it goes on.
+
+    Args:
+        code: to be decoded.
+        settings: how.
+        device: where, as torch names it.
+        half_precision: whether activations are bfloat16; master weights never are.
+        compiled: whether to compile the network's parts, which pays after a minute or two.
+
+    >>> from symdyn_qec.codes import bivariate_bicycle
+    >>> settings = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=2)
+    >>> training = Training(bivariate_bicycle("bb72"), settings)
+    >>> losses = list(training.run())
+    >>> training.step, all(loss > 0 for loss in losses)
+    (2, True)
+    """
+
+    def __init__(
+        self,
+        code: BivariateBicycleCode,
+        settings: Settings,
+        *,
+        device: str = "cpu",
+        half_precision: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.code, self.settings, self.device, self.step = code, settings, torch.device(device), 0
+        self.half_precision = half_precision
+        self.network = TorusNetwork(code, settings.width, settings.layers, settings.seed).to(self.device)
+        self.averaged = TorusNetwork(code, settings.width, settings.layers, settings.seed).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+        # Part by part: all layers share one compiled function, and the whole would take minutes.
+        for part in (*self.network.layers, self.network.last_data, *self.network.heads) if compiled else ():
+            part.compile()
+        layouts = [TorusLayout(code, settings.rounds, basis) for basis in BASES]
+        self._layouts = layouts
+        half = settings.batch_size // len(BASES)
+        learnable = torch.stack([torch.from_numpy(layout.learnable()) for layout in layouts])
+        own = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        self._learnable = learnable.float().repeat_interleave(half, dim=0).to(self.device)
+        self._own = own.repeat_interleave(half, dim=0).to(self.device)
+
+    def run(self, workers: int = 0) -> Iterator[float]:
+        """Take the remaining steps; yield the loss of each.
+
+        Args:
+            workers: processes that simulate ahead; 0 simulates in this one.
+        """
+        settings = self.settings
+        stream = ShotStream(
+            self.code, settings.rounds, settings.p, settings.batch_size, settings.seed, BASES, start=self.step
+        )
+        batches = stream.batches(workers, pin_memory=self.device.type == "cuda")
+        while self.step < settings.steps:
+            yield self._advance(*next(batches))
+
+    def _advance(self, detectors: Tensor, flips: Tensor) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step)
+        detectors, flips = (field.to(self.device, non_blocking=True) for field in (detectors, flips))
+        parts = zip(self._layouts, detectors.chunk(len(BASES)), strict=True)
+        checks = torch.cat([layout.checks(part) for layout, part in parts])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
+            loss = flip_loss(self.network, checks, self._layouts[0].flips(flips), self._learnable, self._own)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        self._average()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # Early on the average forgets faster, so that the start is soon gone.
+        decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
+        averages: list[Tensor] = list(self.averaged.parameters())
+        weights: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors that decide how training goes on, by name."""
+        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        found |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return found
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """Go on from a :meth:`state`, to bit-equal weights on a CPU.
+
+        Raises:
+            InputError: a state of another network.
+        """
+        for prefix, network in (("network", self.network), ("averaged", self.averaged)):
+            own = {
+                name.removeprefix(f"{prefix}."): value
+                for name, value in state.items()
+                if name.startswith(prefix)
+            }
+            try:
+                network.load_state_dict(own)
+            except RuntimeError as error:
+                raise InputError(f"the state is of another network: {str(error).splitlines()[0]}") from error
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            kind, *place = name.split(".")
+            if kind == "optimizer":
+                moments.setdefault(int(place[0]), {})[place[1]] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.step = step
+
+
+def flip_loss(
+    network: Callable[[Tensor], tuple[Tensor, Tensor]],
+    checks: Tensor,
+    flips: Tensor,
+    learnable: Tensor,
+    own: Tensor,
+) -> Tensor:
+    """Return the loss of a batch.
+
+    Args:
+        network: such as :class:`~symdyn_qec.networks.torus.TorusNetwork`.
+        checks: what it reads, shape ``(shots, 2, cycles, l, m)``.
+        flips: true increments, shape ``(shots, 2, cycles, n)``.
+        learnable: one for increments that detectors tell something of, shape ``(shots, 2, cycles)``.
+        own: one where a sector is that of the readout, shape ``(shots, 2)``.
+    """
+    increments, net = network(checks)
+    truth = flips.to(increments.dtype)
+    per_cycle = F.binary_cross_entropy_with_logits(increments, truth, reduction="none").mean(dim=-1)
+    per_sector = (per_cycle * learnable).sum(dim=-1) / learnable.sum(dim=-1).clamp(min=1)
+    weight = OTHER_SECTOR_WEIGHT + (INCREMENT_WEIGHT - OTHER_SECTOR_WEIGHT) * own
+    of_net = F.binary_cross_entropy_with_logits(net, truth.sum(dim=2) % 2, reduction="none").mean(dim=-1)
+    return ((weight * per_sector).sum(dim=1) + (own * of_net).sum(dim=1)).mean()

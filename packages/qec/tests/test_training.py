@@ -1,0 +1,142 @@
+"""Training: what is learnt, that it resumes to the same bits, and what it refuses."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from symdyn_core.errors import InputError
+from symdyn_qec.checkpoint import Checkpoint
+from symdyn_qec.codes import bivariate_bicycle
+from symdyn_qec.commands import app
+from symdyn_qec.training import Settings, Training, flip_loss
+from symdyn_qec.training_run import CURVE, FIGURE, STATE, Validation, train
+
+SMALL = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=6, warmup=2)
+CHECK = Validation(every=2, shots=16)
+
+
+@pytest.fixture(scope="module")
+def code():
+    return bivariate_bicycle("bb72")
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(count):
+    def on_step(step, loss):
+        if step == count:
+            raise Killed
+
+    return on_step
+
+
+def weights(folder):
+    return Checkpoint.load(folder).network.state_dict()
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(code, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(code, SMALL, whole, validation=CHECK)
+    with pytest.raises(Killed):
+        train(code, SMALL, parts, validation=CHECK, on_step=stop_after(3))
+    assert not (parts / "decoder.json").exists()
+    curve = train(code, SMALL, parts, validation=CHECK)
+    assert [point.step for point in curve] == [2, 4, 6]
+    assert (parts / STATE).read_bytes() != b""
+    first, second = weights(whole), weights(parts)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = tmp_path / "other"
+    train(code, dataclasses.replace(SMALL, seed=1), other, validation=CHECK)
+    assert not all(torch.equal(first[name], value) for name, value in weights(other).items())
+
+
+def test_a_finished_run_stays_as_it_is_and_is_not_overwritten(code, tmp_path):
+    curve = train(code, SMALL, tmp_path, validation=CHECK)
+    before = weights(tmp_path)
+    assert train(code, SMALL, tmp_path, validation=CHECK) == curve
+    assert all(torch.equal(before[name], value) for name, value in weights(tmp_path).items())
+    rows = (tmp_path / CURVE).read_text().splitlines()
+    assert rows[0] == "step,shots,seconds,loss,failures,tested"
+    assert [row.split(",")[:2] for row in rows[1:]] == [["2", "32"], ["4", "64"], ["6", "96"]]
+    assert (tmp_path / FIGURE).read_text().startswith("<?xml")
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [CURVE, FIGURE, STATE, "decoder.json", "model.safetensors"]
+    )  # nothing temporary is left
+    # A run of other settings is left alone.
+    state = (tmp_path / STATE).read_bytes()
+    with pytest.raises(InputError, match="holds a run with steps=6, not 7; give the same or another folder"):
+        train(code, dataclasses.replace(SMALL, steps=7), tmp_path, validation=CHECK)
+    assert (tmp_path / STATE).read_bytes() == state
+    (tmp_path / STATE).write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="is not the state of a training run"):
+        train(code, SMALL, tmp_path, validation=CHECK)
+
+
+def test_the_loss_falls_and_flips_are_learnt(code):
+    settings = Settings(rounds=1, p=(0.006, 0.006), width=8, layers=1, batch_size=64, steps=90, warmup=10)
+    losses = list(Training(code, dataclasses.replace(settings, learning_rate=0.01)).run())
+    # By then the rates of flips are known; what follows is learnt from detectors.
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[15:25])
+
+
+def test_perfect_predictions_have_no_loss_and_unlearnable_increments_do_not_count():
+    flips = torch.randint(0, 2, (4, 2, 3, 5), generator=torch.Generator().manual_seed(0))
+    learnable, own = torch.ones(4, 2, 3), torch.tensor([[1.0, 0.0]] * 4)
+    learnable[:, 1, 0] = 0
+    sure = 40.0 * (2 * flips - 1)
+    net = 40.0 * (2 * (flips.sum(dim=2) % 2) - 1).float()
+    loss = flip_loss(lambda checks: (sure, net), torch.empty(0), flips, learnable, own)
+    assert loss < 1e-6
+    for place, expected in (
+        ((0, 1, 0, 0), 0.0),
+        ((0, 0, 0, 0), 7 * 40 / 3 / 5 / 4),
+        ((0, 1, 1, 0), 2 * 40 / 2 / 5 / 4),
+    ):
+        wrong = sure.clone()
+        wrong[place] *= -1
+        loss = flip_loss(lambda checks, wrong=wrong: (wrong, net), torch.empty(0), flips, learnable, own)
+        assert float(loss) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_device(code, tmp_path):
+    curve = train(code, SMALL, tmp_path, validation=CHECK, device="cuda", half_precision=True)
+    assert curve[-1].step == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1 and warmup 0, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be finite and > 0, got 0.0"),
+        ({"clip": -1.0}, "clip must be finite and > 0, got -1.0"),
+        ({"average": 1.0}, r"average must be in \[0, 1\), got 1.0"),
+        ({"p": (0.001, 0.9)}, r"p must be in \[0, 0.75\], got 0.9"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(InputError, match=message):
+        Settings(**changes)
+
+
+def test_from_the_command_line(tmp_path):
+    command = ["train", "--out", str(tmp_path), "--rounds", "2", "--width", "4", "--layers", "1"]
+    command += ["--batch-size", "16", "--steps", "2", "--validate-every", "2", "--validate-shots", "16"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "32 shots in" in result.stdout
+    assert Checkpoint.load(tmp_path).training["shots"] == 32
+    for bad, message in (
+        (["--p", "low:high"], "--p must be a range such as 0.001:0.006, got 'low:high'"),
+        (["--validate-every", "0"], "must be at least 1, got 0 and 16"),
+        (["--code", "bb7"], "unknown code 'bb7'"),
+    ):
+        result = CliRunner().invoke(app, [*command, *bad])
+        assert message in str(result.exception)
