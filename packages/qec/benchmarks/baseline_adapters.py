@@ -34,7 +34,7 @@ def contenders() -> dict[str, sinter.Decoder]:
         ),
         "relay-bp-5, ours": RelayBp(),
         "relay-bp-5, relay-bp's": SinterDecoder_RelayBP(
-            gamma0=0.125, pre_iter=80, num_sets=100, stop_nconv=5, decomposed_hyperedges=False
+            gamma0=0.125, pre_iter=80, num_sets=100, stop_nconv=5
         ),
     }
 
