@@ -1,8 +1,8 @@
 """Shots per second, end to end: our benchmark, bare `sinter.collect`, a bare Stim and PyMatching loop.
 
 All sample the same circuit and decode it with PyMatching on one core; ours in this process, and in a worker
-as sinter does. They take turns, so that a busy machine is busy for all. Wall time of the whole call, the
-start of the worker process included; the median of the repeats.
+as sinter does. They take turns, so that a busy machine is busy for all. Wall time of the whole call, with the
+start of the worker process; the median of the repeats.
 Run: python benchmarks/decode_throughput.py [--shots N] [--repeats N]
 """
 
