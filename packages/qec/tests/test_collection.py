@@ -1,5 +1,6 @@
 import math
 import os
+import sys
 
 import pytest
 import sinter
@@ -9,6 +10,7 @@ from symdyn_core.errors import DependencyError, InputError
 from symdyn_qec.baselines import extra
 from symdyn_qec.benchmark import Experiment, benchmark, collect
 from symdyn_qec.collection import default_workers
+from symdyn_qec.decoder import SymdynDecoder
 
 
 def coin(p, name="coin"):
@@ -17,11 +19,13 @@ def coin(p, name="coin"):
     return Experiment(name, stim.Circuit(text))
 
 
-class Refuses(sinter.Decoder):
-    """A decoder that meets a circuit it cannot work with, in a worker."""
+class Local(sinter.Decoder):
+    """A decoder of a module that only this process can import."""
+
+    __module__ = "__main__"
 
     def compile_decoder_for_dem(self, *, dem):
-        raise ValueError("dem is not to my liking")
+        raise NotImplementedError
 
 
 def test_decoders_do_what_their_names_say():
@@ -37,8 +41,15 @@ def test_decoders_do_what_their_names_say():
 
 
 def test_what_a_decoder_says_in_its_worker_reaches_the_caller():
-    with pytest.raises(InputError, match="^decoding failed: dem is not to my liking"):
-        collect([coin(0.1)], ["mine"], shots=10, workers=1, custom_decoders={"mine": Refuses()})
+    with pytest.raises(InputError, match="^decoding failed: coordinates of detector 0 must be"):
+        collect([coin(0.1)], ["mine"], shots=10, workers=1, custom_decoders={"mine": SymdynDecoder()})
+
+
+def test_a_decoder_that_workers_cannot_import_is_refused(monkeypatch):
+    """The worker would die before its first message, and sinter would wait for it."""
+    monkeypatch.setattr(sys.modules["__main__"], "Local", Local, raising=False)
+    with pytest.raises(InputError, match=r"decoder 'mine' cannot be sent to a worker.* 'Local'"):
+        collect([coin(0.1)], ["mine"], shots=10, workers=1, custom_decoders={"mine": Local()})
 
 
 def test_many_processes_and_this_one_agree():

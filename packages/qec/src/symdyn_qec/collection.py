@@ -5,8 +5,11 @@ They are fresh at every call, as sinter seeds its workers from the operating sys
 counts, in sinter's CSV format (``resume``); a later call adds to them.
 """
 
+import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -42,12 +45,14 @@ def collect(
         max_errors: stop a circuit and decoder after about this many errors, at least 1.
         workers: processes, at least 1; by default as many as the work and the machine's cores warrant.
         resume: CSV file of counts in sinter's format; they count towards ``shots``, and new ones are added.
-        custom_decoders: further decoders by name, or other ones for known names; they must pickle.
+        custom_decoders: further decoders by name, or other ones for known names; workers must be able to
+            unpickle them.
         progress: called with the part of the shots that is done, in [0, 1].
 
     Raises:
-        InputError: no or equal experiments, unknown decoders, counts out of range, a circuit that a decoder
-            cannot work with, an unusable ``resume`` file. Such a circuit may show only while decoding.
+        InputError: no or equal experiments, unknown decoders, counts out of range, a custom decoder that does
+            not get to a worker, an unusable ``resume`` file, a circuit that a decoder cannot work with. Such
+            a circuit may show only while decoding.
         DependencyError: a decoder's package is not installed.
     """
     cases, names, custom = list(experiments), list(dict.fromkeys(decoders)), dict(custom_decoders or {})
@@ -57,6 +62,7 @@ def collect(
     for what, value in (("shots", shots), ("max_errors", max_errors), ("workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{what} must be at least 1, got {value}")
+    _check_transport(custom)
     used = {name: custom[name] if name in custom else make_decoder(name) for name in names}
     tasks = [
         (case, case.task(name, name not in custom and DECODERS[name].graphlike))
@@ -95,6 +101,20 @@ def collect(
 def default_workers(shots: int) -> int:
     """Return a sensible number of processes: no more than cores, no more than the work is worth."""
     return max(1, min(os.cpu_count() or 1, -(-shots // SHOTS_PER_WORKER)))
+
+
+def _check_transport(decoders: Mapping[str, sinter.Decoder]) -> None:
+    """Raise InputError if a worker could not unpickle a decoder; sinter would wait for it forever."""
+    if not decoders:
+        return
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        for name, decoder in decoders.items():
+            try:
+                process.submit(pickle.loads, pickle.dumps(decoder)).result()
+            except Exception as error:  # pickling runs code of the decoder's author
+                raise InputError(
+                    f"decoder {name!r} cannot be sent to a worker, which must import its class: {error}"
+                ) from error
 
 
 def _kept(resume: str | os.PathLike[str] | None) -> dict[str, int]:

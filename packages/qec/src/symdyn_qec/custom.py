@@ -26,13 +26,13 @@ def load_decoders(reference: str) -> dict[str, sinter.Decoder]:
     module, colon, name = reference.partition(":")
     if not (module and colon and name):
         raise InputError(f"--custom-decoders must be module:function, got {reference!r}")
-    sys.path.insert(0, os.getcwd())
+    # For good: worker processes inherit the path, and must import the module too.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise TargetError(f"{reference}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
     found = function()
     if not isinstance(found, dict) or not all(isinstance(value, sinter.Decoder) for value in found.values()):
         raise TargetError(f"{reference} must return a dict of sinter decoders by name, got {found!r}")
