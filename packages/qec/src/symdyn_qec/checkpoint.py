@@ -26,6 +26,7 @@ from symdyn_qec import __version__, gf2
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import Basis, BivariateBicycleCode, Monomial
 from symdyn_qec.gf2 import BitMatrix
+from symdyn_qec.networks.sector import SectorNetwork
 from symdyn_qec.networks.torus import TorusNetwork
 from symdyn_qec.structure import KINDS, Structure
 
@@ -36,6 +37,11 @@ SIDECAR, WEIGHTS = "decoder.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
 
 Precision = Literal["float32", "bfloat16"]
+NETWORKS: dict[str, type[TorusNetwork] | type[SectorNetwork]] = {
+    "torus": TorusNetwork,
+    "sector": SectorNetwork,
+}
+
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -70,7 +76,7 @@ class Checkpoint:
     (72, 6, ['X', 'Z'])
     """
 
-    network: TorusNetwork
+    network: TorusNetwork | SectorNetwork
     code: BivariateBicycleCode
     rounds: int
     experiments: Mapping[Basis, Experiment]
@@ -80,7 +86,11 @@ class Checkpoint:
 
     @classmethod
     def of(
-        cls, network: TorusNetwork, code: BivariateBicycleCode, rounds: int, training: Mapping[str, Any]
+        cls,
+        network: TorusNetwork | SectorNetwork,
+        code: BivariateBicycleCode,
+        rounds: int,
+        training: Mapping[str, Any],
     ) -> "Checkpoint":
         """Return the checkpoint of a network trained on both memory experiments of a code."""
         versions = {
@@ -147,7 +157,9 @@ class Checkpoint:
             code = _code(
                 *(_whole(sidecar["code"], key) for key in "lm"), *(str(sidecar["code"][key]) for key in "ab")
             )
-            network = TorusNetwork(code, width=_whole(fields, "width"), layers=_whole(fields, "layers"))
+            network = NETWORKS[fields["kind"]](
+                code, width=_whole(fields, "width"), layers=_whole(fields, "layers")
+            )
             _load_weights(network, folder / WEIGHTS, sidecar["weights"]["sha256"])
             experiments: dict[Basis, Experiment] = {
                 basis: _experiment(sidecar["experiments"][basis], code)
@@ -185,7 +197,11 @@ class Checkpoint:
         return {
             "schema": SCHEMA,
             "versions": dict(self.versions),
-            "network": {"kind": "torus", "width": self.network.width, "layers": len(self.network.layers)},
+            "network": {
+                "kind": next(kind for kind, made in NETWORKS.items() if isinstance(self.network, made)),
+                "width": self.network.width,
+                "layers": len(self.network.layers),
+            },
             "code": {
                 "l": self.code.l,
                 "m": self.code.m,
@@ -257,10 +273,9 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA:
         found = sidecar.get("schema") if isinstance(sidecar, dict) else sidecar
         raise InputError(f"schema of {path} must be {SCHEMA}, got {found!r}")
-    if sidecar.get("network", {}).get("kind") != "torus":
-        raise InputError(
-            f"network.kind of {path} must be 'torus', got {sidecar.get('network', {}).get('kind')!r}"
-        )
+    kind = sidecar.get("network", {}).get("kind")
+    if kind not in NETWORKS:
+        raise InputError(f"network.kind of {path} must be {' or '.join(NETWORKS)}, got {kind!r}")
     return sidecar
 
 
@@ -270,7 +285,7 @@ def _whole(fields: Mapping[str, Any], key: str) -> int:
     return int(fields[key])
 
 
-def _load_weights(network: TorusNetwork, path: Path, expected: str) -> None:
+def _load_weights(network: TorusNetwork | SectorNetwork, path: Path, expected: str) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -27,6 +27,7 @@ from symdyn_qec.checkpoint import PRECISIONS, Checkpoint, Precision, find
 from symdyn_qec.codes import Basis
 from symdyn_qec.gf2 import BitMatrix
 from symdyn_qec.layout import TorusLayout
+from symdyn_qec.networks.fused import fused
 from symdyn_qec.osd import OrderedStatistics
 
 # Pairs of changes are tried among this many doubtful qubits; more of them hardly ever find a better answer.
@@ -139,7 +140,12 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
                 f"device must be one that torch has here, got {settings.device!r}: {error}"
             ) from error
         self._layout = TorusLayout(code, checkpoint.rounds, basis)
-        self._sector = 1 - kind
+        # None where the network is on another device, in another type or of another width.
+        self._fused = (
+            fused(self._network, basis, checkpoint.rounds + 1)
+            if (settings.device, settings.dtype) == ("cpu", "float32")
+            else None
+        )
         self._own = self._layout.place[kind].reshape(checkpoint.rounds + 1, code.cells)
         self._search = OrderedStatistics(code.checks(basis), OSD_ORDER)
         # Sums of checks that are always zero, whatever the errors.
@@ -242,15 +248,16 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
 
     def _log_odds(self, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the network's log odds of net flips, shape ``(shots, n)``."""
-        device = torch.device(self.settings.device)
-        half = self.settings.dtype == "bfloat16"
+        device, half = torch.device(self.settings.device), self.settings.dtype == "bfloat16"
         with (
             torch.inference_mode(),
             _limited_threads(self.settings.threads),
             torch.autocast(device.type, torch.bfloat16, enabled=half),
         ):
             checks = self._layout.checks(torch.from_numpy(packed).to(device))
-            odds: NDArray[np.float32] = self._network(checks).net[:, self._sector].float().cpu().numpy()
+            if self._fused is not None:
+                return self._fused(checks.numpy())[1]
+            odds: NDArray[np.float32] = self._network.readout(checks, self.basis).float().cpu().numpy()
         return odds
 
     def _nothing(self) -> Prediction:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from symdyn_core.errors import InputError
 from symdyn_core.random import derive_seed
-from symdyn_qec.codes import BivariateBicycleCode, Monomial
+from symdyn_qec.codes import Basis, BivariateBicycleCode, Monomial
 
 # What a check can show in a cycle, times whether the cycle is the first, in between or the last.
 CHECK_STATES = ("absent", "quiet", "fired")
@@ -69,7 +69,7 @@ class TorusNetwork(nn.Module):
         super().__init__()
         if width < 1 or layers < 1:
             raise InputError(f"width and layers must be at least 1, got {width} and {layers}")
-        self.l, self.m, self.width = code.l, code.m, width
+        self.code, self.width = code, width
         # Torch's layers draw from the global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "weights"))
@@ -95,13 +95,23 @@ class TorusNetwork(nn.Module):
         shown = F.one_hot(code, self.check_embedding.shape[1]).to(_compute_type(checks))
         x, z = (shown[:, kind] @ self.check_embedding[kind].to(shown.dtype) for kind in range(2))
         start = self.data_embedding[:, position].to(shown.dtype).view(2, 1, cycles, 1, 1, -1)
-        left, right = start.expand(2, shots, cycles, self.l, self.m, self.width)
+        left, right = start.expand(2, shots, cycles, self.code.l, self.code.m, self.width)
         for layer in self.layers:
             left, right, x, z = layer(left, right, x, z)
         left, right = self.last_data(left, right, x, z)
         of_left, of_right = self.heads[0](left), self.heads[1](right)
         increments = torch.cat([of_left[0], of_right[0]], dim=-1)
         return Flips(increments, odd_log_odds(increments) + torch.cat([of_left[1], of_right[1]], dim=-1))
+
+    def readout(self, checks: Tensor, basis: Basis) -> Tensor:
+        """Return the log odds of the net flips that the readout sees, shape ``(shots, n)``.
+
+        Args:
+            checks: X checks first, shape ``(shots, 2, cycles, l, m)``.
+            basis: of the experiment.
+        """
+        flips: Flips = self(checks)
+        return flips.net[:, 0 if basis == "Z" else 1]
 
 
 class TorusLayer(nn.Module):
