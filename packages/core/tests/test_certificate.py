@@ -34,7 +34,13 @@ def load(name: str) -> ModuleType:
 
 
 zoo = load("zoo")
-SLOW = {"resnet", "gpt", "gpt_fused", "gpt_two_blocks", "llama_two_blocks", "convnet_train", "convnet_eval"}
+SLOW = {"gpt", "gpt_fused", "gpt_two_blocks", "llama_two_blocks", "convnet_train", "convnet_eval"}
+
+
+def duration(name: str) -> object:
+    if name == "resnet":  # a minute, and the small convolutional nets cover its parts
+        return pytest.mark.verify
+    return pytest.mark.slow if name in SLOW else ()
 
 
 def nullity_of(name: str, **options: object) -> Nullity:
@@ -46,7 +52,7 @@ def nullity_of(name: str, **options: object) -> Nullity:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(c.name, marks=pytest.mark.slow if c.name in SLOW else ()) for c in zoo.CASES],
+    [pytest.param(c.name, marks=duration(c.name)) for c in zoo.CASES],
 )
 def test_nullity_is_the_dimension_of_all_symmetries(name: str) -> None:
     nullity = nullity_of(name)

@@ -127,7 +127,13 @@ EXPECTED: dict[str, tuple[int, list[Pair]]] = {
     "layer_norm": (16, []),
     "ssl_encoder": (12, HEAD),
 }
-SLOW = {"gpt", "gpt_fused", "llama_two_blocks", "resnet", "convnet_train", "convnet_eval", "attention"}
+SLOW = {"gpt", "gpt_fused", "llama_two_blocks", "convnet_train", "convnet_eval", "attention"}
+
+
+def duration(name: str) -> object:
+    if name == "resnet":  # a minute, and the small convolutional nets cover its parts
+        return pytest.mark.verify
+    return pytest.mark.slow if name in SLOW else ()
 
 
 def searched(name: str, family: str = "diagonal", **options: object) -> NumericSearch:
@@ -137,9 +143,7 @@ def searched(name: str, family: str = "diagonal", **options: object) -> NumericS
     return search(f, params, inputs, output=case.output, family=family, **options)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in EXPECTED]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=duration(name)) for name in EXPECTED])
 def test_the_orbit_has_the_dimension_of_all_symmetries_in_the_family(name: str) -> None:
     dimension, pairs = EXPECTED[name]
     found = searched(name, pairs=pairs)

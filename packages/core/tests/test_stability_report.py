@@ -135,8 +135,13 @@ class TestCommand:
     def run(self, *arguments):
         return CliRunner().invoke(app, ["stability", *arguments])
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize(("example", "samples"), [("digits", 24), ("transformer", 4)])
+    @pytest.mark.parametrize(
+        ("example", "samples"),
+        [
+            pytest.param("digits", 24, marks=pytest.mark.slow),
+            pytest.param("transformer", 4, marks=pytest.mark.verify),  # a minute
+        ],
+    )
     def test_an_example_in_json(self, example, samples, tmp_path):
         page = tmp_path / "page.html"
         result = self.run(

@@ -150,6 +150,9 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         self._search = OrderedStatistics(code.checks(basis), OSD_ORDER)
         # Sums of checks that are always zero, whatever the errors.
         self._redundancies = gf2.nullspace(code.checks(basis).T)
+        # What is compiled at its first use is so now; no shot shall wait for it.
+        self._search.prepare()
+        self.predict(np.zeros((1, self.num_detectors), dtype=np.bool_))
 
     def predict(self, detectors: NDArray[Any]) -> Prediction:
         """Decode shots.

@@ -35,6 +35,12 @@ class OrderedStatistics:
             raise InputError(f"order must be at least 0, got {order}")
         self.order = order
 
+    def prepare(self) -> None:
+        """Compile what :meth:`decode` otherwise compiles at the first shot that needs it."""
+        m, n = self.checks.shape
+        costs, nothing = np.ones((1, n), np.float32), np.zeros((1, n), np.uint8)
+        _solver()(self.checks, costs, np.zeros((1, m), np.uint8), self.order, nothing, costs[0, :1].copy())
+
     def decode(self, log_odds: ArrayLike, syndromes: ArrayLike) -> tuple[BitMatrix, NDArray[np.float32]]:
         """Return the flips and what they cost.
 

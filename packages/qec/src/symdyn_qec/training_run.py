@@ -29,6 +29,9 @@ from symdyn_qec.training import BASES, Settings, Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# A figure takes a second or two; who follows a long run can wait for the next.
+SECONDS_BETWEEN_FIGURES = 60.0
+
 STATE, CURVE, FIGURE = "training.safetensors", "curve.csv", "figure.svg"
 
 
@@ -106,12 +109,15 @@ def train(
     Raises:
         InputError: a folder that cannot be written to, or with a run of other settings.
     """
+    from symdyn_core.plots import to_svg
+
     folder, validation = Path(out), validation or Validation()
     check_writable(folder)
     training = Training(code, settings, device=device, half_precision=half_precision, compiled=compiled)
     curve = _resume(training, folder)
     test = _Test(code, settings, validation, training, device)
     seconds, start, losses = curve[-1].seconds if curve else 0.0, time.perf_counter(), list[float]()
+    drawn = start
     for loss in training.run(workers):
         losses.append(loss)
         on_step(training.step, loss)
@@ -123,7 +129,10 @@ def train(
             Point(training.step, shots, seconds, mean, test.failures(), len(BASES) * validation.shots)
         )
         on_point(curve[-1])
-        _save(training, folder, curve, validation)
+        _save(training, folder, curve)
+        if training.step == settings.steps or time.perf_counter() - drawn > SECONDS_BETWEEN_FIGURES:
+            write_atomically(folder / FIGURE, to_svg(draw(curve, validation.p)))
+            drawn = time.perf_counter()
         losses, start = [], time.perf_counter()
     record = dataclasses.asdict(settings) | {"device": device, "shots": settings.steps * settings.batch_size}
     record |= {"curve": [dataclasses.asdict(point) for point in curve]}
@@ -159,7 +168,7 @@ class _Test:
         )
 
 
-def _save(training: Training, folder: Path, curve: list[Point], validation: Validation) -> None:
+def _save(training: Training, folder: Path, curve: list[Point]) -> None:
     progress = {
         "code": repr(training.code),
         "settings": dataclasses.asdict(training.settings),
@@ -171,9 +180,6 @@ def _save(training: Training, folder: Path, curve: list[Point], validation: Vali
     write_atomically(folder / STATE, content)
     rows = [",".join(map(str, dataclasses.astuple(point))) for point in curve]
     write_atomically(folder / CURVE, "\n".join([",".join(vars(curve[0])), *rows]) + "\n")
-    from symdyn_core.plots import to_svg
-
-    write_atomically(folder / FIGURE, to_svg(draw(curve, validation.p)))
 
 
 def _resume(training: Training, folder: Path) -> list[Point]:
