@@ -124,8 +124,8 @@ def test_without_a_shipped_checkpoint_the_reason_is_told():
 @pytest.mark.parametrize(
     ("keys", "to", "message"),
     [
-        (("schema",), 2, "schema of .* must be 1, got 2"),
-        (("schema",), None, "schema of .* must be 1, got None"),
+        (("schema",), 1, "schema of .* must be 2, got 1"),
+        (("schema",), None, "schema of .* must be 2, got None"),
         (("network", "kind"), "transformer", "network.kind of .* must be torus or sector, got 'transformer'"),
         (("network", "width"), 8, r"weights of .* must have shape .* in 'check_embedding', got \(2, 9, 4\)"),
         (("network", "layers"), 2, "weights of .* must have a tensor 'layers.1.checks"),

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from symdyn_core.errors import InputError
 from symdyn_qec.automorphism import dem_automorphism
+from symdyn_qec.calibration import Calibration
 from symdyn_qec.checkpoint import Checkpoint, shipped
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import bivariate_bicycle
@@ -38,7 +40,9 @@ def compiled(code):
 def folder(code, tmp_path_factory):
     """The checkpoint of the small network."""
     network = TorusNetwork(code, width=4, layers=1, seed=3)
-    return Checkpoint.of(network, code, FEW_ROUNDS, training={}).save(tmp_path_factory.mktemp("small"))
+    checkpoint = Checkpoint.of(network, code, FEW_ROUNDS, training={})
+    sure = dataclasses.replace(checkpoint, calibration=Calibration(offset=-3.0, doubt=1.0, weight=0.1))
+    return sure.save(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def test_batches_single_shots_packed_and_unpacked_agree(code, small, folder, dem
     together = small.predict(packed)
     assert together.observables.dtype == together.flips.dtype == np.uint8
     singles = [small.predict_shot(shot) for shot in detectors]
-    assert (type(singles[0].weight), type(singles[0].confident)) == (float, bool)
+    assert (type(singles[0].weight), type(singles[0].kept)) == (float, bool)
     one_by_one = Prediction(*(np.array(field) for field in zip(*singles, strict=True)))
     in_sevens = SymdynDecoder(folder, batch_size=7).compile_decoder_for_dem(dem=dem).predict(packed)
     for other in (small.predict(detectors), one_by_one, in_sevens):
@@ -120,7 +124,7 @@ def test_batches_single_shots_packed_and_unpacked_agree(code, small, folder, dem
 
 def test_no_shots_are_no_predictions(small):
     nothing = np.zeros((0, 18), dtype=np.uint8)
-    assert [field.shape for field in small.predict(nothing)] == [(0, 12), (0, 72), (0,), (0,)]
+    assert [field.shape for field in small.predict(nothing)] == [(0, 12), (0, 72), (0,), (0,), (0,), (0,)]
     assert small.decode_shots_bit_packed(bit_packed_detection_event_data=nothing).shape == (0, 2)
 
 
@@ -130,21 +134,21 @@ def test_doubtful_shots_are_discarded_only_on_demand(code, small, folder, dem):
     kept = small.decode_shots_bit_packed(bit_packed_detection_event_data=packed)
     assert (kept.dtype, kept.shape) == (np.uint8, (96, 2))
     assert (np.unpackbits(kept, axis=1, count=12, bitorder="little") == found.observables).all()
-    assert (found.confident == (found.weight == 0)).all()
-    threshold = float(np.median(found.weight[found.weight > 0]))
+    assert found.kept.all()
+    threshold = float(np.median(found.confidence))
     decoder = SymdynDecoder(folder, postselect=threshold).compile_decoder_for_dem(dem=dem)
     answer = decoder.decode_shots_bit_packed(bit_packed_detection_event_data=packed)
     assert answer.shape == (96, 3)
     assert (answer[:, :2] == kept).all()
-    assert (answer[:, 2] == (found.weight > threshold)).all()
+    assert (answer[:, 2] == (found.confidence < threshold)).all()
     assert 0 < answer[:, 2].sum() < 96
 
 
 def test_sinter_agrees_with_predict(code, small, folder, dem):
     detectors, observables = shots(code, 0.003, 1_000, rounds=FEW_ROUNDS)
     found = small.predict(detectors)
-    threshold = float(np.quantile(found.weight, 0.8))
-    kept = found.weight <= threshold
+    threshold = float(np.quantile(found.confidence, 0.2))
+    kept = found.confidence >= threshold
     wrong = (found.observables != observables).any(axis=1) & kept
     tasks = [sinter.Task(circuit=bb_memory(code, 0.003, FEW_ROUNDS), decoder="keen")]
     keen = {"keen": SymdynDecoder(folder, postselect=threshold)}
@@ -163,7 +167,7 @@ def test_the_shell_finds_the_decoder_and_sinter_reports_our_errors(code):
 
 
 def test_decoders_travel_without_their_weights(code, small, folder, dem):
-    decoder = SymdynDecoder(folder, postselect=3.0, batch_size=16)
+    decoder = SymdynDecoder(folder, postselect=0.9, batch_size=16)
     content = pickle.dumps(decoder)
     assert len(content) < 1_000
     copy = pickle.loads(content)  # noqa: S301 - our own bytes
@@ -215,8 +219,8 @@ def test_sinter_shots_must_be_packed(compiled):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"postselect": -1.0}, "postselect must be at least 0, got -1.0"),
-        ({"postselect": float("nan")}, "postselect must be at least 0, got nan"),
+        ({"postselect": -1.0}, r"postselect must be a probability in \[0, 1\], got -1.0"),
+        ({"postselect": float("nan")}, r"postselect must be a probability in \[0, 1\], got nan"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),

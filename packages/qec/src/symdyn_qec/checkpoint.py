@@ -23,6 +23,7 @@ import torch
 from symdyn_core.errors import InputError
 from symdyn_core.files import write_atomically
 from symdyn_qec import __version__, gf2
+from symdyn_qec.calibration import Calibration
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import Basis, BivariateBicycleCode, Monomial
 from symdyn_qec.gf2 import BitMatrix
@@ -31,7 +32,10 @@ from symdyn_qec.networks.torus import TorusNetwork
 from symdyn_qec.structure import KINDS, Structure
 
 # Of the side-car; a reader of this version refuses all others.
-SCHEMA = 1
+SCHEMA = 2
+
+# Ends the names of shipped checkpoints that trade accuracy for time.
+FAST = "-fast"
 
 SIDECAR, WEIGHTS = "decoder.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
@@ -70,6 +74,7 @@ class Checkpoint:
         training: how the weights were found; anything that JSON can hold.
         versions: of the packages that wrote it.
         name: of its folder, or where it came from.
+        calibration: how sure an answer is; ``None`` where that has not been found out.
 
     >>> checkpoint = Checkpoint.load(shipped()["bb72"])
     >>> checkpoint.code.n, checkpoint.rounds, sorted(checkpoint.experiments)
@@ -83,6 +88,7 @@ class Checkpoint:
     training: Mapping[str, Any]
     versions: Mapping[str, str]
     name: str = "this checkpoint"
+    calibration: Calibration | None = None
 
     @classmethod
     def of(
@@ -174,6 +180,9 @@ class Checkpoint:
                 training=sidecar["training"],
                 versions=sidecar["versions"],
                 name=folder.name,
+                calibration=None
+                if sidecar["calibration"] is None
+                else Calibration.from_json(sidecar["calibration"]),
             )
         except KeyError as error:
             raise InputError(f"{folder / SIDECAR} lacks the field {error}") from error
@@ -223,6 +232,7 @@ class Checkpoint:
                 }
                 for basis, found in self.experiments.items()
             },
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
             "training": dict(self.training),
         }
 
@@ -232,14 +242,20 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{SIDECAR}"))}
 
 
-def find(dem: stim.DetectorErrorModel) -> Checkpoint:
+def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint:
     """Return the shipped checkpoint for a detector error model.
+
+    Args:
+        dem: of the circuit.
+        fast: whether to take a small one rather than an accurate one.
 
     Raises:
         InputError: there is none; the message says of each in what it differs.
     """
     found, reasons = Structure.of(dem), []
-    for folder in shipped().values():
+    for name, folder in shipped().items():
+        if name.endswith(FAST) != fast:
+            continue
         checkpoint = Checkpoint.load(folder)
         try:
             checkpoint.basis_of(found)

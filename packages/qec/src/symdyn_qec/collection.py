@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 import sinter
 
 from symdyn_core.errors import InputError
-from symdyn_qec.baselines.registry import DECODERS, make_decoder
+from symdyn_qec.baselines.registry import decoder_info, make_decoder
 from symdyn_qec.experiment import Experiment, check_experiments
 from symdyn_qec.results import Benchmark, Result
 
@@ -65,7 +65,7 @@ def collect(
     _check_transport(custom)
     used = {name: custom[name] if name in custom else make_decoder(name) for name in names}
     tasks = [
-        (case, case.task(name, name not in custom and DECODERS[name].graphlike))
+        (case, case.task(name, name not in custom and decoder_info(name).graphlike))
         for case in cases
         for name in names
     ]

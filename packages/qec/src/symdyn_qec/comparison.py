@@ -8,7 +8,7 @@ import sinter
 
 from symdyn_core.errors import DependencyError, InputError
 from symdyn_core.random import derive_seed
-from symdyn_qec.baselines.registry import DECODERS, make_decoder
+from symdyn_qec.baselines.registry import decoder_info, make_decoder
 from symdyn_qec.entrant import Entrant, Limits, Packed
 from symdyn_qec.experiment import Experiment
 from symdyn_qec.pairing import Paired
@@ -115,7 +115,7 @@ def _warm_up(compiled: sinter.CompiledDecoder, detectors: Packed) -> None:
 
 
 def _graphlike(name: str, custom_decoders: Mapping[str, sinter.Decoder]) -> bool:
-    return name not in custom_decoders and DECODERS[name].graphlike
+    return name not in custom_decoders and decoder_info(name).graphlike
 
 
 def _row(

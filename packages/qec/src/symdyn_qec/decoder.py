@@ -5,8 +5,9 @@ them the likeliest flips e that explain the checks, :math:`H e = \bigoplus_t D_t
 :math:`o = L e`, L being the supports of the logical operators that the circuit observes. Nothing but the log
 odds is learnt, so that every answer agrees with every check.
 
-The weight of the qubits that had to differ from what the network suggests says how far to trust a shot: it is
-zero where the suggestion explains all checks by itself.
+The weight of the qubits that had to differ from what the network suggests is zero where the suggestion
+explains all checks by itself. With the doubt that is left in the suggestion it makes a confidence; see
+:mod:`symdyn_qec.calibration`.
 """
 
 import os
@@ -40,16 +41,20 @@ class Prediction(NamedTuple):
     Fields:
         observables: predicted flips, bits, shape ``(shots, k)``.
         flips: of data qubits as the readout sees them, bits, shape ``(shots, n)``.
-        weight: in log odds, of the qubits that had to differ from the network's suggestion, shape
-            ``(shots,)``.
-        confident: whether the weight is at most ``postselect``, or zero where that is not given, shape
+        doubt: negative log probability of the network's suggestion, shape ``(shots,)``.
+        weight: in log odds, of the qubits that had to differ from the suggestion, shape ``(shots,)``.
+        confidence: calibrated probability that all observables are right, at noise of the strengths that the
+            network was trained for, shape ``(shots,)``; NaN where the checkpoint is not calibrated.
+        kept: whether the confidence is at least ``postselect``; true where that is not given, shape
             ``(shots,)``.
     """
 
     observables: BitMatrix
     flips: BitMatrix
+    doubt: NDArray[np.float64]
     weight: NDArray[np.float32]
-    confident: NDArray[np.bool_]
+    confidence: NDArray[np.float64]
+    kept: NDArray[np.bool_]
 
 
 class ShotPrediction(NamedTuple):
@@ -57,8 +62,10 @@ class ShotPrediction(NamedTuple):
 
     observables: NDArray[np.uint8]
     flips: NDArray[np.uint8]
+    doubt: float
     weight: float
-    confident: bool
+    confidence: float
+    kept: bool
 
 
 class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
@@ -68,9 +75,11 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
 
     Args:
         checkpoint: folder; by default the shipped checkpoint that is for the circuit.
-        postselect: keep a shot only if the weight that had to be changed is at most this, at least 0; sinter
-            counts all others as discards. By default every shot is kept. A threshold rather than a share of
-            the shots, as nobody knows how doubtful the shots of the next batch will be.
+        fast: of the shipped checkpoints take a smaller one, which fails more often and takes a fraction of
+            the time.
+        postselect: keep a shot only if it is right with at least this probability, in [0, 1]; sinter counts
+            all others as discards. By default every shot is kept. A threshold rather than a share of the
+            shots, as nobody knows how doubtful the shots of the next batch will be.
         batch_size: shots that go through the network together, at least 1.
         device: where the network runs, as torch names it; by default the CPU.
         dtype: of activations, float32 or bfloat16. The latter suits CUDA devices and CPUs with matrix units
@@ -93,6 +102,7 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
         self,
         checkpoint: str | os.PathLike[str] | None = None,
         *,
+        fast: bool = False,
         postselect: float | None = None,
         batch_size: int = 64,
         device: str | None = None,
@@ -100,14 +110,16 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
         threads: int = 1,
     ) -> None:
         # A comparison that also turns down NaN.
-        if postselect is not None and not postselect >= 0:
-            raise InputError(f"postselect must be at least 0, got {postselect}")
+        if postselect is not None and not 0 <= postselect <= 1:
+            raise InputError(f"postselect must be a probability in [0, 1], got {postselect}")
         for name, value in (("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if dtype not in PRECISIONS:
             raise InputError(f"dtype must be {' or '.join(PRECISIONS)}, got {dtype!r}")
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        if fast and checkpoint is not None:
+            raise InputError(f"fast chooses among shipped checkpoints, leave it out with {checkpoint}")
+        self.checkpoint, self.fast = None if checkpoint is None else Path(checkpoint), fast
         self.postselect, self.batch_size, self.threads = postselect, batch_size, threads
         self.device, self.dtype = device or "cpu", dtype
 
@@ -118,9 +130,10 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
             dem: of the circuit; its probabilities do not matter.
 
         Raises:
-            InputError: a checkpoint that cannot be read or is for another circuit, or an unknown device.
+            InputError: a checkpoint that cannot be read or is for another circuit, an unknown device, or
+                ``postselect`` with a checkpoint that is not calibrated.
         """
-        checkpoint = find(dem) if self.checkpoint is None else Checkpoint.load(self.checkpoint)
+        checkpoint = find(dem, self.fast) if self.checkpoint is None else Checkpoint.load(self.checkpoint)
         return CompiledSymdynDecoder(self, checkpoint, checkpoint.basis_of(dem))
 
 
@@ -129,7 +142,11 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
 
     def __init__(self, settings: SymdynDecoder, checkpoint: Checkpoint, basis: Basis) -> None:
         code, kind = checkpoint.code, 0 if basis == "X" else 1
-        self.settings = settings
+        self.settings, self.calibration = settings, checkpoint.calibration
+        if self.calibration is None and settings.postselect is not None:
+            raise InputError(
+                f"postselect needs a calibrated checkpoint, and {checkpoint.name} is not calibrated"
+            )
         self.basis = basis
         self.num_detectors = len(checkpoint.experiments[basis].structure.detectors)
         self.logicals = checkpoint.experiments[basis].observables
@@ -187,7 +204,12 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
             raise InputError(f"detectors of one shot must have 1 dimension, got shape {shot.shape}")
         found = self._predict_batch(self._packed(shot[None], "detectors"))
         return ShotPrediction(
-            found.observables[0], found.flips[0], float(found.weight[0]), bool(found.confident[0])
+            found.observables[0],
+            found.flips[0],
+            float(found.doubt[0]),
+            float(found.weight[0]),
+            float(found.confidence[0]),
+            bool(found.kept[0]),
         )
 
     def decode_shots_bit_packed(
@@ -212,7 +234,7 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         packed = np.packbits(found.observables, axis=1, bitorder="little")
         if self.settings.postselect is None:
             return packed
-        return np.hstack([packed, ~found.confident[:, None]]).astype(np.uint8)
+        return np.hstack([packed, ~found.kept[:, None]]).astype(np.uint8)
 
     def _packed(self, detectors: NDArray[Any], name: str) -> NDArray[np.uint8]:
         """Return shots packed, or raise InputError that says what is expected."""
@@ -245,9 +267,17 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
                 f"detectors must be those of a {self.basis} memory, but no errors lead to those of shot "
                 f"{impossible[0]} of a batch of {len(packed)}"
             )
-        flips, weight = self._search.decode(self._log_odds(packed), syndromes)
+        odds = self._log_odds(packed)
+        flips, weight = self._search.decode(odds, syndromes)
+        doubt = np.log1p(np.exp(-np.abs(odds.astype(np.float64)))).sum(axis=1)
         observables: BitMatrix = (flips @ self.logicals.T & 1).astype(np.uint8)
-        return Prediction(observables, flips, weight, weight <= (self.settings.postselect or 0.0))
+        if self.calibration is None:
+            confidence = np.full(len(weight), np.nan)
+        else:
+            confidence = self.calibration.confidence(doubt, weight)
+        least = self.settings.postselect
+        kept = np.ones(len(weight), np.bool_) if least is None else confidence >= least
+        return Prediction(observables, flips, doubt, weight, confidence, kept)
 
     def _log_odds(self, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the network's log odds of net flips, shape ``(shots, n)``."""
@@ -269,7 +299,9 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         return Prediction(
             np.zeros((0, k), dtype=np.uint8),
             np.zeros((0, n), dtype=np.uint8),
+            np.zeros(0),
             np.zeros(0, dtype=np.float32),
+            np.zeros(0),
             np.zeros(0, dtype=np.bool_),
         )
 

@@ -6,15 +6,23 @@ Name this module's function there::
         --custom_decoders_module_function "symdyn_qec.sinter:decoders"
 """
 
+from importlib.util import find_spec
+
 import sinter
 
-from symdyn_qec.decoder import SymdynDecoder
+from symdyn_qec.baselines.registry import DECODERS, decoder_info, make_decoder
 
 
 def decoders() -> dict[str, sinter.Decoder]:
     """Return the decoders by name, as ``sinter.collect(custom_decoders=...)`` takes them.
 
-    >>> sorted(decoders())
-    ['symdyn']
+    Those that need a package which is not installed are left out, and those that sinter brings itself.
+
+    >>> "symdyn" in decoders(), "symdyn-fast+symdyn" in decoders(), "pymatching" in decoders()
+    (True, True, False)
     """
-    return {"symdyn": SymdynDecoder()}
+    names = [*DECODERS, *(f"symdyn-fast+{name}" for name in ("symdyn", "relay-bp-5", "tesseract"))]
+    needed = {name: decoder_info(name).module for name in names if name not in sinter.BUILT_IN_DECODERS}
+    return {
+        name: make_decoder(name) for name, module in needed.items() if module is None or find_spec(module)
+    }

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 
 from symdyn_core.errors import InputError
 from symdyn_core.files import check_writable, write_atomically
 from symdyn_core.random import derive_seed
+from symdyn_qec.calibration import Calibration
 from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import BivariateBicycleCode
@@ -28,6 +30,9 @@ from symdyn_qec.training import BASES, Settings, Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Values of p at which confidence is calibrated.
+CALIBRATION_STRENGTHS = 8
 
 # A figure takes a second or two; who follows a long run can wait for the next.
 SECONDS_BETWEEN_FIGURES = 60.0
@@ -136,8 +141,40 @@ def train(
         losses, start = [], time.perf_counter()
     record = dataclasses.asdict(settings) | {"device": device, "shots": settings.steps * settings.batch_size}
     record |= {"curve": [dataclasses.asdict(point) for point in curve]}
-    Checkpoint.of(training.averaged, code, settings.rounds, record).save(folder, "bfloat16")
+    checkpoint = Checkpoint.of(training.averaged, code, settings.rounds, record)
+    calibrate(checkpoint, settings.p, validation.shots, settings.seed, device).save(folder, "bfloat16")
     return curve
+
+
+def calibrate(
+    checkpoint: Checkpoint, p: tuple[float, float], shots: int = 2048, seed: int = 0, device: str = "cpu"
+) -> Checkpoint:
+    """Find out on fresh shots how sure a checkpoint's answers are.
+
+    Args:
+        checkpoint: as trained.
+        p: lowest and highest noise strength; as many shots are taken at each of a few values between them.
+        shots: of each basis.
+        seed: of the shots.
+        device: where to decode, as torch names it.
+
+    Returns:
+        The checkpoint with its calibration.
+    """
+    found: list[tuple[Any, Any, Any]] = []
+    for basis in BASES:
+        decoder = CompiledSymdynDecoder(SymdynDecoder(device=device), checkpoint, basis)
+        for number, strength in enumerate(np.geomspace(*p, CALIBRATION_STRENGTHS)):
+            circuit = bb_memory(checkpoint.code, float(strength), checkpoint.rounds, basis)
+            sampler = circuit.compile_detector_sampler(seed=derive_seed(seed, "calibration", basis, number))
+            count = -(-shots // CALIBRATION_STRENGTHS)
+            detectors, observables = sampler.sample(count, separate_observables=True)
+            answer = decoder.predict(detectors)
+            found.append((answer.doubt, answer.weight, (answer.observables != observables).any(axis=1)))
+    return dataclasses.replace(
+        checkpoint,
+        calibration=Calibration.fit(*(np.concatenate(field) for field in zip(*found, strict=True))),
+    )
 
 
 class _Test:

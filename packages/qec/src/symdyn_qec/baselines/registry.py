@@ -35,18 +35,25 @@ class DecoderInfo:
     install: str = EXTRA
 
 
-def _symdyn() -> sinter.Decoder:
-    from symdyn_qec.decoder import SymdynDecoder  # torch takes a second to import
+def _symdyn(fast: bool) -> Callable[[], sinter.Decoder]:
+    def make() -> sinter.Decoder:
+        from symdyn_qec.decoder import SymdynDecoder  # torch takes a second to import
 
-    return SymdynDecoder()
+        return SymdynDecoder(fast=fast)
+
+    return make
 
 
 def _built_in(name: str) -> Callable[[], sinter.Decoder]:
     return lambda: sinter.BUILT_IN_DECODERS[name]
 
 
+# Decoders that know how sure they are.
+NEURAL = ("symdyn", "symdyn-fast")
+
 DECODERS: Mapping[str, DecoderInfo] = {
-    "symdyn": DecoderInfo(_symdyn, "the shipped network for the circuit, then ordered statistics"),
+    "symdyn": DecoderInfo(_symdyn(False), "the shipped network for the circuit, then ordered statistics"),
+    "symdyn-fast": DecoderInfo(_symdyn(True), "the shipped small network, then ordered statistics"),
     "bposd": DecoderInfo(
         BpOsd,
         "detectors of the observables; min-sum, adaptive, at most 1000 iterations; OSD-CS of order 7",
@@ -102,22 +109,47 @@ DECODERS: Mapping[str, DecoderInfo] = {
 def decoder_info(name: str) -> DecoderInfo:
     """Return what is known of a decoder, whether or not its package is installed.
 
+    Args:
+        name: in :data:`DECODERS`; or two of them with a plus between, a neural one that hands what it is not
+            sure of to the other.
+
     Raises:
-        InputError: unknown name; the message suggests the nearest.
+        InputError: unknown name, where the message suggests the nearest; or a first decoder that does not
+            know how sure it is.
+
+    >>> decoder_info("symdyn+relay-bp-5").module
+    'relay_bp'
     """
+    first, plus, second = name.partition("+")
+    if plus:
+        return _escalating(first, second)
     if name not in DECODERS:
         raise InputError(unknown("decoder", name, list(DECODERS)))
     return DECODERS[name]
+
+
+def _escalating(first: str, second: str) -> DecoderInfo:
+    if first not in NEURAL:
+        raise InputError(f"only {' and '.join(NEURAL)} know when to ask another decoder, got {first!r}")
+    quick, slow = decoder_info(first), decoder_info(second)
+
+    def make() -> sinter.Decoder:
+        from symdyn_qec.escalation import EscalatingDecoder
+
+        return EscalatingDecoder(quick.make(), slow.make())
+
+    words = f"{quick.settings}; where that is not sure enough: {slow.settings}"
+    return DecoderInfo(make, words, slow.graphlike, slow.module, slow.install)
 
 
 def make_decoder(name: str) -> sinter.Decoder:
     """Return a decoder in its best configuration.
 
     Args:
-        name: in :data:`DECODERS`.
+        name: as for :func:`decoder_info`.
 
     Raises:
-        InputError: unknown name.
+        InputError: as there.
         DependencyError: its package is not installed; the message says what to install.
 
     >>> make_decoder("pymatching-correlated")
