@@ -3,6 +3,7 @@
 import typer
 
 from symdyn_qec.commands.benchmark import BenchmarkCommand, benchmark
+from symdyn_qec.commands.export import export
 from symdyn_qec.commands.train import train
 
 app = typer.Typer(
@@ -18,4 +19,5 @@ def qec() -> None:
 
 
 app.command("benchmark", cls=BenchmarkCommand)(benchmark)
+app.command("export")(export)
 app.command("train")(train)

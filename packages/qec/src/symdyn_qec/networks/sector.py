@@ -262,6 +262,8 @@ class Heard(torch.autograd.Function):
 
 def hear(mix: Tensor, edges: Edges, *sources: Tensor) -> Tensor:
     """Return the rows of the sources that each node hears side by side, times the matrix."""
+    if not torch.is_grad_enabled():
+        return _product(_with_zeros(sources), edges.heard, mix.to(sources[0].dtype))
     heard: Tensor = Heard.apply(mix, edges, *sources)  # type: ignore[no-untyped-call]  # torch's own
     return heard
 
@@ -357,7 +359,8 @@ def _matrix_gradient(nodes: Tensor, index: Tensor, gradient: Tensor) -> Tensor:
 
 def _fast(*factors: Tensor) -> bool:
     """Whether our own product on the CPU takes these; numba, which it needs, is slow to import."""
-    return all(factor.device.type == "cpu" and factor.dtype == torch.float32 for factor in factors)
+    here = all(factor.device.type == "cpu" and factor.dtype == torch.float32 for factor in factors)
+    return here and not torch.compiler.is_exporting()
 
 
 def _matrices(terms: int, width: int, out: int) -> nn.Parameter:
