@@ -166,6 +166,14 @@ def test_the_shell_finds_the_decoder_and_sinter_reports_our_errors(code):
     assert "no shipped checkpoint is for this model" in str(caught.value) + str(caught.value.__cause__)
 
 
+def test_stronger_noise_than_in_training_is_told(code):
+    dem = bb_memory(code, 0.012, ROUNDS).detector_error_model()
+    with pytest.warns(UserWarning, match=r"the noise is 2 times as strong as the strongest .* \(p = 0.006\)"):
+        SymdynDecoder().compile_decoder_for_dem(dem=dem)
+    weaker = bb_memory(code, 0.006, ROUNDS).detector_error_model()
+    SymdynDecoder().compile_decoder_for_dem(dem=weaker)  # no warning, which would be an error here
+
+
 def test_decoders_travel_without_their_weights(code, small, folder, dem):
     decoder = SymdynDecoder(folder, postselect=0.9, batch_size=16)
     content = pickle.dumps(decoder)

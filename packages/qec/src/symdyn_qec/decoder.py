@@ -11,6 +11,7 @@ explains all checks by itself. With the doubt that is left in the suggestion it 
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from symdyn_core.errors import InputError
 from symdyn_qec import gf2
 from symdyn_qec.checkpoint import PRECISIONS, Checkpoint, Precision, find
+from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import Basis
 from symdyn_qec.gf2 import BitMatrix
 from symdyn_qec.layout import TorusLayout
@@ -33,6 +35,9 @@ from symdyn_qec.osd import OrderedStatistics
 
 # Pairs of changes are tried among this many doubtful qubits; more of them hardly ever find a better answer.
 OSD_ORDER = 10
+
+# Noise this much stronger than in training is still taken for the same.
+NOISE_TOLERANCE = 1.05
 
 
 class Prediction(NamedTuple):
@@ -126,15 +131,19 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
     def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> "CompiledSymdynDecoder":
         """Load the weights and make ready for a circuit.
 
+        Where the noise is stronger than any that the network was trained for, a warning says so.
+
         Args:
-            dem: of the circuit; its probabilities do not matter.
+            dem: of the circuit; its probabilities do not matter otherwise.
 
         Raises:
             InputError: a checkpoint that cannot be read or is for another circuit, an unknown device, or
                 ``postselect`` with a checkpoint that is not calibrated.
         """
         checkpoint = find(dem, self.fast) if self.checkpoint is None else Checkpoint.load(self.checkpoint)
-        return CompiledSymdynDecoder(self, checkpoint, checkpoint.basis_of(dem))
+        basis = checkpoint.basis_of(dem)
+        _warn_of_stronger_noise(dem, checkpoint, basis)
+        return CompiledSymdynDecoder(self, checkpoint, basis)
 
 
 class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has no types
@@ -304,6 +313,25 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
             np.zeros(0),
             np.zeros(0, dtype=np.bool_),
         )
+
+
+def _warn_of_stronger_noise(dem: stim.DetectorErrorModel, checkpoint: Checkpoint, basis: Basis) -> None:
+    """Warn if a model has more errors per shot than there were in training."""
+    if "p" not in checkpoint.training:
+        return
+    strongest = float(checkpoint.training["p"][1])
+    trained = bb_memory(checkpoint.code, strongest, checkpoint.rounds, basis).detector_error_model()
+    ratio = _errors_per_shot(dem) / _errors_per_shot(trained)
+    if ratio > NOISE_TOLERANCE:
+        warnings.warn(
+            f"the noise is {ratio:.2g} times as strong as the strongest that {checkpoint.name} was trained "
+            f"for (p = {strongest:g}): expect more failures than a decoder trained for it would have",
+            stacklevel=3,
+        )
+
+
+def _errors_per_shot(dem: stim.DetectorErrorModel) -> float:
+    return float(sum(part.args_copy()[0] for part in dem.flattened() if part.type == "error"))
 
 
 @contextmanager
