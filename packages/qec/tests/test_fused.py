@@ -59,7 +59,7 @@ def test_an_update_is_a_product_normalised_bent_and_added():
     index = numpy_generator(2, "index").integers(0, rows, (rows, 2), dtype=np.int32)
     # Far out too, where the rational form of erf has to be cut off.
     before, shift = nodes.copy(), shift * 5
-    fast.update(nodes, index, matrix, scale, shift, 0, rows)
+    fast.Updates([fast.Update(index, matrix, scale, shift, 0, rows)])(nodes)
     heard = torch.from_numpy(before[index].reshape(rows, -1) @ matrix)
     normal = torch.nn.functional.layer_norm(heard, (width,), torch.from_numpy(scale), torch.from_numpy(shift))
     expected = before[:rows] + torch.nn.functional.gelu(normal).numpy()

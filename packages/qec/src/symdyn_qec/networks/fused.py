@@ -21,17 +21,6 @@ from symdyn_qec.networks.torus import CHECK_STATES, POSITIONS, TorusLayer, Torus
 Floats = NDArray[np.float32]
 
 
-class Update(NamedTuple):
-    """How one kind of node is updated; see :func:`~symdyn_qec.networks.gather_product.update`."""
-
-    rows: NDArray[np.int32]
-    matrix: Floats
-    scale: Floats
-    shift: Floats
-    own: int
-    to: int
-
-
 class Heard(NamedTuple):
     """Neighbours of one kind: where they are, their matrices, and whether they were updated just before."""
 
@@ -57,7 +46,7 @@ class Rows:
         """Return the first row of a kind."""
         return (copy * self.kinds + kind) * self.count
 
-    def update(self, kind: int, copy: int, norm: nn.LayerNorm, sources: list[Heard]) -> Update:
+    def update(self, kind: int, copy: int, norm: nn.LayerNorm, sources: list[Heard]) -> fast.Update:
         """Return the update of a kind that reads one copy and writes the other."""
         index = []
         for source in sources:
@@ -66,8 +55,8 @@ class Rows:
                 rows = rows_after(self.shape, step)
                 index.append(np.where(rows < self.count, first + rows, self.total - 1))
         matrices = torch.cat([matrix for source in sources for matrix in source.matrices])
-        return Update(
-            rows=np.stack(index, axis=1).astype(np.int32),
+        return fast.Update(
+            heard=np.stack(index, axis=1).astype(np.int32),
             matrix=_floats(matrices),
             scale=_floats(norm.weight),
             shift=_floats(norm.bias),
@@ -109,7 +98,7 @@ class FusedTorus:
         self._position = _positions(cycles)
         self._checks = _floats(network.check_embedding)
         self._data = _floats(network.data_embedding)[:, self._position].repeat(network.code.cells, axis=1)
-        self._updates = []
+        updates = []
         left, right, x, z = range(4)
         layers = cast("list[TorusLayer]", list(network.layers))
         data = [*(layer.data for layer in layers), network.last_data]
@@ -122,7 +111,7 @@ class FusedTorus:
             ):
                 itself = Heard(kind, ITSELF, _matrices(own))
                 heard = [Heard(x, backwards(to_x), of_x[place]), Heard(z, forwards(to_z), of_z[place])]
-                self._updates.append(self._rows.update(kind, copy, norm.norm, [itself, *heard]))
+                updates.append(self._rows.update(kind, copy, norm.norm, [itself, *heard]))
             if number == len(layers):
                 break
             checks = layers[number].checks
@@ -136,8 +125,8 @@ class FusedTorus:
                     Heard(left, to_left, of_left[place], updated=True),
                     Heard(right, to_right, of_right[place], updated=True),
                 ]
-                self._updates.append(self._rows.update(kind, copy, norm.norm, [itself, *heard]))
-        self._last = len(data) % 2
+                updates.append(self._rows.update(kind, copy, norm.norm, [itself, *heard]))
+        self._updates, self._last = fast.Updates(updates), len(data) % 2
 
     def __call__(self, checks: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Return the log odds of flips, ``(shots, cycles, n)``, and of net flips, ``(shots, n)``.
@@ -157,8 +146,7 @@ class FusedTorus:
             for kind in range(2):
                 first = rows.of(2 + kind, 0)
                 nodes[first : first + rows.count] = self._checks[kind][state[shot, kind]]
-            for update in self._updates:
-                fast.update(nodes, *update)
+            self._updates(nodes)
             first = rows.of(0, self._last)
             data[:, shot] = nodes[first : first + 2 * rows.count].reshape(2, rows.count, width)
         return self._read(torch.from_numpy(data).view(2, shots, *rows.shape[1:], width))
@@ -199,7 +187,7 @@ class FusedSector:
         ]
         self._nothing = np.zeros((1, self._hints.shape[1]), dtype=np.float32)
         left, right, own = range(3)
-        self._updates = []
+        updates = []
         layers = cast("list[SectorLayer]", list(network.layers))
         data = [(layer.left, layer.right) for layer in layers]
         data.append(cast("tuple[SectorUpdate, SectorUpdate]", tuple(network.last_data)))
@@ -207,7 +195,7 @@ class FusedSector:
             copy = number % 2
             for kind, part, steps in ((left, of_left, forwards(code.b)), (right, of_right, forwards(code.a))):
                 heard = [Heard(kind, ITSELF, [part.mix]), Heard(own, steps, [])]
-                self._updates.append(self._rows.update(kind, copy, part.bend.norm, heard))
+                updates.append(self._rows.update(kind, copy, part.bend.norm, heard))
             if number == len(layers):
                 break
             part = layers[number].own
@@ -216,8 +204,8 @@ class FusedSector:
                 Heard(left, backwards(code.b), [], updated=True),
                 Heard(right, backwards(code.a), [], updated=True),
             ]
-            self._updates.append(self._rows.update(own, copy, part.bend.norm, heard))
-        self._last = len(data) % 2
+            updates.append(self._rows.update(own, copy, part.bend.norm, heard))
+        self._updates, self._last = fast.Updates(updates), len(data) % 2
 
     def __call__(self, checks: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Return the log odds of flips, ``(shots, cycles, n)``, and of net flips, ``(shots, n)``.
@@ -237,8 +225,7 @@ class FusedSector:
                     heard, index, mix
                 )
             nodes[rows.of(2, 0) : rows.of(3, 0)] = self._checks[own]
-            for update in self._updates:
-                fast.update(nodes, *update)
+            self._updates(nodes)
             first = rows.of(0, self._last)
             data[:, shot] = nodes[first : first + 2 * rows.count].reshape(2, rows.count, width)
         with torch.inference_mode():

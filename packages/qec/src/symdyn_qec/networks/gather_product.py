@@ -12,7 +12,8 @@ Numba has no vectors. The innermost loops are therefore written in LLVM's own la
 whatever CPU is there.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -93,23 +94,47 @@ def matrix_gradient(x: Floats, index: Index, gradient: Floats) -> Floats:
     return found
 
 
-def update(
-    nodes: Floats, index: Index, matrix: Floats, scale: Floats, shift: Floats, own: int, to: int
-) -> None:
-    r"""Let nodes hear others, and write them to other rows of the same array.
+class Update(NamedTuple):
+    r"""How some nodes hear others; all nodes are rows of one array, and the new ones go to other rows of it.
 
     .. math:: x \leftarrow x + \mathrm{GELU}\Big(\mathrm{LayerNorm}\Big(\sum_k W_k x_k\Big)\Big)
 
-    Args:
-        nodes: shape ``(all, width)``; changed in rows ``to`` to ``to + rows``, which nobody may hear.
-        index: of rows of nodes, shape ``(rows, terms)``.
+    Fields:
+        heard: rows that each node hears, shape ``(rows, terms)``.
         matrix: shape ``(terms * width, width)``.
         scale: of the normalisation, shape ``(width,)``.
         shift: likewise.
         own: row of the first node that hears.
-        to: where it is written.
+        to: row that it is written to; nobody may hear this row and the following ones meanwhile.
     """
-    _update(nodes, index, matrix, scale, shift, own, to)
+
+    heard: Index
+    matrix: Floats
+    scale: Floats
+    shift: Floats
+    own: int
+    to: int
+
+
+class Updates:
+    """Updates one after the other, in a single call.
+
+    Args:
+        updates: of nodes of the same width.
+    """
+
+    def __init__(self, updates: Sequence[Update]) -> None:
+        self._places = np.array(
+            [(*update.heard.shape, update.own, update.to) for update in updates], dtype=np.int64
+        )
+        self._index = np.concatenate([update.heard.ravel() for update in updates])
+        self._matrix = np.concatenate([update.matrix.ravel() for update in updates])
+        self._scale = np.stack([update.scale for update in updates])
+        self._shift = np.stack([update.shift for update in updates])
+
+    def __call__(self, nodes: Floats) -> None:
+        """Update the nodes in place, shape ``(all, width)``."""
+        _run(nodes, self._places, self._index, self._matrix, self._scale, self._shift)
 
 
 class _Accumulators:
@@ -295,3 +320,16 @@ def _update(nodes, index, matrix, scale, shift, own, to):  # type: ignore[no-unt
             _bend(work[row], scale, shift)
             for j in range(nodes.shape[1]):
                 nodes[to + start + row, j] = nodes[own + start + row, j] + work[row, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _run(nodes, places, indices, matrices, scale, shift):  # type: ignore[no-untyped-def]  # numba infers types
+    width = nodes.shape[1]
+    heard, weights = 0, 0
+    for step in range(len(places)):
+        rows, terms, own, to = places[step]
+        index = indices[heard : heard + rows * terms].reshape(rows, terms)
+        matrix = matrices[weights : weights + terms * width * width].reshape(terms * width, width)
+        _update(nodes, index, matrix, scale[step], shift[step], own, to)
+        heard += rows * terms
+        weights += terms * width * width
