@@ -12,7 +12,9 @@ from symdyn_core.errors import InputError
 from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.commands import app
-from symdyn_qec.training import Settings, Training, flip_loss
+from symdyn_qec.networks.sector import BASES, SectorNetwork, SectorView
+from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.training import Settings, Teacher, Training, flip_loss
 from symdyn_qec.training_run import CURVE, FIGURE, STATE, Validation, train
 
 SMALL = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=6, warmup=2)
@@ -76,6 +78,43 @@ def test_a_finished_run_stays_as_it_is_and_is_not_overwritten(code, tmp_path):
     (tmp_path / STATE).write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is not the state of a training run"):
         train(code, SMALL, tmp_path, validation=CHECK)
+
+
+def test_a_small_network_learns_from_flips_or_from_what_a_teacher_says(code):
+    settings = dataclasses.replace(SMALL, network="sector", width=8, steps=4, batch_size=32)
+    plain = Training(code, settings)
+    losses = list(plain.run())
+    teacher = Checkpoint.of(
+        TorusNetwork(code, width=16, layers=1, seed=5), code, settings.rounds, training={}
+    )
+    taught = Training(code, settings, teacher=teacher)
+    lessons = list(taught.run())
+    assert plain.step == taught.step == 4
+    assert losses != lessons
+    said = Teacher(teacher, code, settings.rounds, torch.device("cpu"))
+    checks = [torch.ones(3, 2, settings.rounds + 1, code.l, code.m, dtype=torch.uint8)] * 2
+    increments, net = said(checks)
+    for number, basis in enumerate(BASES):
+        found = teacher.network(checks[number])
+        view = SectorView(code, basis)
+        own = torch.sigmoid(found.increments[:, number])[..., view.qubits]
+        torch.testing.assert_close(increments.chunk(2)[number], own, atol=1e-5, rtol=1e-4)
+        own = torch.sigmoid(found.net[:, number])[..., view.qubits]
+        torch.testing.assert_close(net.chunk(2)[number], own, atol=1e-5, rtol=1e-4)
+
+
+def test_teachers_that_do_not_fit_are_refused(code):
+    teacher = Checkpoint.of(TorusNetwork(code, width=4, layers=1), code, SMALL.rounds, training={})
+    with pytest.raises(InputError, match="a teacher is for a network of one sector"):
+        Training(code, SMALL, teacher=teacher)
+    small = dataclasses.replace(SMALL, network="sector")
+    with pytest.raises(InputError, match="a teacher must be for .* in 3 rounds, got .* in 2"):
+        Training(code, dataclasses.replace(small, rounds=3), teacher=teacher)
+    pupil = dataclasses.replace(teacher, network=SectorNetwork(code, width=4, layers=1))
+    with pytest.raises(InputError, match="a teacher must predict both kinds of flips"):
+        Training(code, small, teacher=pupil)
+    with pytest.raises(InputError, match="network must be torus or sector, got 'cube'"):
+        dataclasses.replace(SMALL, network="cube")
 
 
 def test_the_loss_falls_and_flips_are_learnt(code):

@@ -1,26 +1,30 @@
 r"""Training of a decoder for bicycle codes, on a stream of simulated shots.
 
 The loss is the binary cross-entropy of the increments of every cycle, which are local and quickly learnt,
-plus that of the net flips, which decoding needs. Both bases are in every batch; the network tells them apart
-by which checks are there in the first and the last cycle.
+plus that of the net flips, which decoding needs. Both bases are in every batch.
+
+A small network learns faster from a large one than from flips: a teacher's probability says more than the
+toss of a coin that has this probability.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from symdyn_core.errors import InputError
+from symdyn_qec.checkpoint import NETWORKS, Checkpoint
 from symdyn_qec.circuits import check_noise, check_rounds
-from symdyn_qec.codes import Basis, BivariateBicycleCode
+from symdyn_qec.codes import BivariateBicycleCode
 from symdyn_qec.layout import TorusLayout
+from symdyn_qec.networks.fused import fused
+from symdyn_qec.networks.sector import BASES, SectorNetwork, SectorView
 from symdyn_qec.networks.torus import TorusNetwork
 from symdyn_qec.shot_stream import ShotStream
-
-BASES: tuple[Basis, Basis] = ("Z", "X")
 
 # Weights of the increments against the net flips: of the readout's sector, and of the other one, which helps
 # only as far as it teaches what correlates the two.
@@ -34,6 +38,7 @@ class Settings:
     """How to train.
 
     Fields:
+        network: "torus", which predicts both kinds of flips, or "sector", a smaller one for the readout's.
         rounds: cycles of the experiments.
         p: lowest and highest noise strength; uniform in the logarithm.
         width: features per node of the network.
@@ -50,6 +55,7 @@ class Settings:
         InputError: a value out of range.
     """
 
+    network: str = "torus"
     rounds: int = 6
     p: tuple[float, float] = (0.001, 0.006)
     width: int = 48
@@ -63,6 +69,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise InputError(f"network must be {' or '.join(NETWORKS)}, got {self.network!r}")
         check_rounds(self.rounds)
         check_noise(self.p[1])
         if self.steps < 1 or self.warmup < 0:
@@ -97,6 +105,11 @@ class Training:
         device: where, as torch names it.
         half_precision: whether activations are bfloat16; master weights never are.
         compiled: whether to compile the network's parts, which pays after a minute or two.
+        teacher: a checkpoint for the same experiments; a network of one sector then learns from what that
+            says of every shot.
+
+    Raises:
+        InputError: a teacher of other experiments, or for a network that has no use for one.
 
     >>> from symdyn_qec.codes import bivariate_bicycle
     >>> settings = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=2)
@@ -114,22 +127,28 @@ class Training:
         device: str = "cpu",
         half_precision: bool = False,
         compiled: bool = False,
+        teacher: Checkpoint | None = None,
     ) -> None:
         self.code, self.settings, self.device, self.step = code, settings, torch.device(device), 0
         self.half_precision = half_precision
-        self.network = TorusNetwork(code, settings.width, settings.layers, settings.seed).to(self.device)
-        self.averaged = TorusNetwork(code, settings.width, settings.layers, settings.seed).to(self.device)
+        made = NETWORKS[settings.network]
+        self.network, self.averaged = (
+            made(code, settings.width, settings.layers, settings.seed).to(self.device) for _ in range(2)
+        )
         self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
         # Part by part: all layers share one compiled function, and the whole would take minutes.
         for part in (*self.network.layers, self.network.last_data, *self.network.heads) if compiled else ():
             part.compile()
-        layouts = [TorusLayout(code, settings.rounds, basis) for basis in BASES]
-        self._layouts = layouts
+        self._layouts = [TorusLayout(code, settings.rounds, basis) for basis in BASES]
         half = settings.batch_size // len(BASES)
-        learnable = torch.stack([torch.from_numpy(layout.learnable()) for layout in layouts])
-        own = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        self._learnable = learnable.float().repeat_interleave(half, dim=0).to(self.device)
-        self._own = own.repeat_interleave(half, dim=0).to(self.device)
+        if isinstance(self.network, SectorNetwork):
+            self._loss: Loss = SectorLoss(self.network, settings, half, self.device, teacher)
+        elif teacher is not None:
+            raise InputError(
+                "a teacher is for a network of one sector: leave it out, or set network to 'sector'"
+            )
+        else:
+            self._loss = TorusLoss(self.network, self._layouts, half, self.device)
 
     def run(self, workers: int = 0) -> Iterator[float]:
         """Take the remaining steps; yield the loss of each.
@@ -150,9 +169,9 @@ class Training:
             group["lr"] = self.settings.rate(self.step)
         detectors, flips = (field.to(self.device, non_blocking=True) for field in (detectors, flips))
         parts = zip(self._layouts, detectors.chunk(len(BASES)), strict=True)
-        checks = torch.cat([layout.checks(part) for layout, part in parts])
+        checks = [layout.checks(part) for layout, part in parts]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
-            loss = flip_loss(self.network, checks, self._layouts[0].flips(flips), self._learnable, self._own)
+            loss = self._loss(checks, self._layouts[0].flips(flips))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
@@ -200,6 +219,119 @@ class Training:
                 moments.setdefault(int(place[0]), {})[place[1]] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step = step
+
+
+class Loss(Protocol):
+    """The loss of a batch."""
+
+    def __call__(self, checks: list[Tensor], flips: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            checks: of each basis, shapes ``(shots, 2, cycles, l, m)``.
+            flips: true increments of both, bit flips first, shape ``(shots of both, 2, cycles, n)``.
+        """
+
+
+class TorusLoss:
+    """For a network that predicts both kinds of flips; see :func:`flip_loss`."""
+
+    def __init__(
+        self, network: TorusNetwork, layouts: list[TorusLayout], half: int, device: torch.device
+    ) -> None:
+        learnable = torch.stack([torch.from_numpy(layout.learnable()) for layout in layouts])
+        own = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        self._network = network
+        self._learnable = learnable.float().repeat_interleave(half, dim=0).to(device)
+        self._own = own.repeat_interleave(half, dim=0).to(device)
+
+    def __call__(self, checks: list[Tensor], flips: Tensor) -> Tensor:
+        """Return the loss."""
+        return flip_loss(self._network, torch.cat(checks), flips, self._learnable, self._own)
+
+
+class SectorLoss:
+    """For a network that predicts the flips of the readout's sector, with a teacher or without."""
+
+    def __init__(
+        self,
+        network: SectorNetwork,
+        settings: Settings,
+        half: int,
+        device: torch.device,
+        teacher: Checkpoint | None,
+    ) -> None:
+        self._network = network
+        self._views = [SectorView(network.code, basis) for basis in BASES]
+        self._basis = torch.arange(len(BASES), device=device).repeat_interleave(half)
+        self._teacher = None if teacher is None else Teacher(teacher, network.code, settings.rounds, device)
+
+    def __call__(self, checks: list[Tensor], flips: Tensor) -> Tensor:
+        """Return the loss."""
+        seen = torch.cat([view.checks(part) for view, part in zip(self._views, checks, strict=True)])
+        increments, net = self._network(seen, self._basis)
+        if self._teacher is None:
+            parts = zip(self._views, flips.chunk(len(BASES)), strict=True)
+            truth = torch.cat([view.flips(part) for view, part in parts]).to(increments.dtype)
+            targets = truth, truth.sum(dim=1) % 2
+        else:
+            targets = self._teacher(checks)
+        of_increments, of_net = (
+            F.binary_cross_entropy_with_logits(odds, target)
+            for odds, target in zip((increments, net), targets, strict=True)
+        )
+        return INCREMENT_WEIGHT * of_increments + of_net
+
+
+class Teacher:
+    """A trained network that says of every shot what it believes.
+
+    Args:
+        checkpoint: a network that predicts both kinds of flips.
+        code: of the experiments.
+        rounds: likewise.
+        device: where to run it.
+
+    Raises:
+        InputError: a checkpoint of other experiments or of another kind.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, code: BivariateBicycleCode, rounds: int, device: torch.device
+    ) -> None:
+        if not isinstance(checkpoint.network, TorusNetwork):
+            raise InputError(f"a teacher must predict both kinds of flips, and {checkpoint.name} does not")
+        if repr(checkpoint.code) != repr(code) or checkpoint.rounds != rounds:
+            raise InputError(
+                f"a teacher must be for {code!r} in {rounds} rounds, "
+                f"got {checkpoint.code!r} in {checkpoint.rounds}"
+            )
+        self._network = checkpoint.network.to(device).eval()
+        self._views = [SectorView(code, basis) for basis in BASES]
+        # On a CPU our own products are faster than torch's.
+        self._fused = [
+            fused(self._network, basis, rounds + 1) if device.type == "cpu" else None for basis in BASES
+        ]
+
+    @torch.no_grad()
+    def __call__(self, checks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return probabilities of flips as the student sees the qubits.
+
+        Args:
+            checks: of each basis, shapes ``(shots, 2, cycles, l, m)``.
+
+        Returns:
+            Shapes ``(shots of both, cycles, n)`` and ``(shots of both, n)``.
+        """
+        parts = []
+        for sector, (view, quick, part) in enumerate(zip(self._views, self._fused, checks, strict=True)):
+            if quick is not None:
+                odds = [torch.from_numpy(values) for values in quick(part.numpy())]
+            else:
+                odds = [values[:, sector] for values in self._network(part)]
+            parts.append([torch.sigmoid(values[..., view.qubits.to(values.device)]) for values in odds])
+        increments, net = (torch.cat(values) for values in zip(*parts, strict=True))
+        return increments, net
 
 
 def flip_loss(

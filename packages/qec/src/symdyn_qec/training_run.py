@@ -25,8 +25,9 @@ from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import BivariateBicycleCode
 from symdyn_qec.decoder import CompiledSymdynDecoder, SymdynDecoder
+from symdyn_qec.networks.sector import BASES
 from symdyn_qec.rates import clopper_pearson
-from symdyn_qec.training import BASES, Settings, Training
+from symdyn_qec.training import Settings, Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +91,7 @@ def train(
     device: str = "cpu",
     half_precision: bool = False,
     compiled: bool = False,
+    teacher: Checkpoint | None = None,
     workers: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     on_point: Callable[[Point], None] = lambda point: None,
@@ -104,6 +106,7 @@ def train(
         device: where, as torch names it.
         half_precision: whether activations are bfloat16.
         compiled: whether to compile the network's parts.
+        teacher: for a network of one sector, whom to learn from instead of from true flips.
         workers: processes that simulate ahead.
         on_step: called with the number of steps done and the loss.
         on_point: called with every new point of the learning curve.
@@ -118,7 +121,9 @@ def train(
 
     folder, validation = Path(out), validation or Validation()
     check_writable(folder)
-    training = Training(code, settings, device=device, half_precision=half_precision, compiled=compiled)
+    training = Training(
+        code, settings, device=device, half_precision=half_precision, compiled=compiled, teacher=teacher
+    )
     curve = _resume(training, folder)
     test = _Test(code, settings, validation, training, device)
     seconds, start, losses = curve[-1].seconds if curve else 0.0, time.perf_counter(), list[float]()
@@ -140,6 +145,7 @@ def train(
             drawn = time.perf_counter()
         losses, start = [], time.perf_counter()
     record = dataclasses.asdict(settings) | {"device": device, "shots": settings.steps * settings.batch_size}
+    record |= {"teacher": None if teacher is None else teacher.name}
     record |= {"curve": [dataclasses.asdict(point) for point in curve]}
     checkpoint = Checkpoint.of(training.averaged, code, settings.rounds, record)
     calibrate(checkpoint, settings.p, validation.shots, settings.seed, device).save(folder, "bfloat16")

@@ -22,6 +22,13 @@ def train(
     rounds: Annotated[int, typer.Option(help="Cycles of the experiments.")] = 6,
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 4000,
     batch_size: Annotated[int, typer.Option(help="Shots per step, a multiple of 16.")] = 64,
+    network: Annotated[
+        str, typer.Option(help="torus, or sector: smaller, for decoders in a hurry.")
+    ] = "torus",
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Learn from it: a folder, or a shipped one such as bb72."),
+    ] = None,
     width: Annotated[int, typer.Option(help="Features per node of the network.")] = 48,
     layers: Annotated[int, typer.Option(help="Rounds of messages.")] = 6,
     learning_rate: Annotated[float, typer.Option(help="Highest, of AdamW.")] = 2e-3,
@@ -43,12 +50,14 @@ def train(
     Writes a checkpoint that `SymdynDecoder` reads, the learning curve, and all that it takes to go on after
     an interruption: run the same command again.
     """
+    from symdyn_qec.checkpoint import Checkpoint, shipped
     from symdyn_qec.codes import bivariate_bicycle
     from symdyn_qec.training import Settings
     from symdyn_qec.training_run import Point, Validation
     from symdyn_qec.training_run import train as run
 
     settings = Settings(
+        network=network,
         rounds=rounds,
         p=_range(p),
         width=width,
@@ -82,6 +91,7 @@ def train(
                 device=device,
                 half_precision=bf16,
                 compiled=compile_,
+                teacher=None if teacher is None else Checkpoint.load(shipped().get(teacher, Path(teacher))),
                 workers=workers,
                 on_step=lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:.3f}"),
                 on_point=point,
