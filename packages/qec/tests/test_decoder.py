@@ -201,6 +201,17 @@ def test_threads_are_given_back(code, folder, dem):
     assert torch.get_num_threads() == before
 
 
+def test_threads_share_out_batches(code, compiled):
+    dem = bb_memory(code, 0.003, ROUNDS).detector_error_model()
+    packed, _ = shots(code, 0.003, 24, bit_packed=True)
+    before = torch.get_num_threads()
+    many = SymdynDecoder(threads=2, batch_size=8).compile_decoder_for_dem(dem=dem).predict(packed)
+    assert torch.get_num_threads() == before
+    one = compiled["Z"].predict(packed)
+    assert (many.flips == one.flips).all()
+    np.testing.assert_allclose(many.doubt, one.doubt, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("detectors", "message"),
     [

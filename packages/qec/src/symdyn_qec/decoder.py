@@ -13,6 +13,7 @@ explains all checks by itself. With the doubt that is left in the suggestion it 
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,8 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
         device: where the network runs, as torch names it; by default the CPU.
         dtype: of activations, float32 or bfloat16. The latter suits CUDA devices and CPUs with matrix units
             for it; on a CPU without them it took ten times as long.
-        threads: that torch may use on the CPU, at least 1; sinter starts a process for every core.
+        threads: on the CPU, at least 1; they share out batches. One, as sinter starts a process for every
+            core.
 
     Raises:
         InputError: a value out of range.
@@ -191,10 +193,15 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
             InputError: another type or width, or a shot that no errors lead to.
         """
         packed = self._packed(np.asarray(detectors), "detectors")
-        size = self.settings.batch_size
-        parts = [
-            self._predict_batch(packed[start : start + size]) for start in range(0, max(len(packed), 1), size)
-        ]
+        size, threads = self.settings.batch_size, self.settings.threads
+        batches = [packed[start : start + size] for start in range(0, max(len(packed), 1), size)]
+        if self._fused is None or threads == 1 or len(batches) == 1:
+            with limited_threads(threads):
+                parts = [self._predict_batch(batch) for batch in batches]
+        else:
+            # Our own products use one core each, and let others run meanwhile.
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                parts = list(pool.map(self._predict_batch, batches))
         if len(parts) == 1:
             return parts[0]
         return Prediction(*(np.concatenate(field) for field in zip(*parts, strict=True)))
@@ -211,7 +218,8 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         shot = np.asarray(detectors)
         if shot.ndim != 1:
             raise InputError(f"detectors of one shot must have 1 dimension, got shape {shot.shape}")
-        found = self._predict_batch(self._packed(shot[None], "detectors"))
+        with limited_threads(self.settings.threads):
+            found = self._predict_batch(self._packed(shot[None], "detectors"))
         return ShotPrediction(
             found.observables[0],
             found.flips[0],
@@ -290,15 +298,14 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
 
     def _log_odds(self, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the network's log odds of net flips, shape ``(shots, n)``."""
+        if self._fused is not None:
+            return self._fused(self._layout.checks(torch.from_numpy(packed)).numpy())[1]
         device, half = torch.device(self.settings.device), self.settings.dtype == "bfloat16"
         with (
             torch.inference_mode(),
-            _limited_threads(self.settings.threads),
             torch.autocast(device.type, torch.bfloat16, enabled=half),
         ):
             checks = self._layout.checks(torch.from_numpy(packed).to(device))
-            if self._fused is not None:
-                return self._fused(checks.numpy())[1]
             odds: NDArray[np.float32] = self._network.readout(checks, self.basis).float().cpu().numpy()
         return odds
 
@@ -335,7 +342,7 @@ def _errors_per_shot(dem: stim.DetectorErrorModel) -> float:
 
 
 @contextmanager
-def _limited_threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
     """Let torch use this many threads, and give back afterwards what it had."""
     before = torch.get_num_threads()
     if before == count:
