@@ -22,7 +22,7 @@ $(STAMP): constraints.txt requirements-dev.txt $(foreach p,$(PACKAGES),packages/
 	@echo "== making .venv: five packages and what they stand on (about 1 GB, a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt \
-		-e packages/core[dask] $(foreach p,$(filter-out core,$(PACKAGES)),-e packages/$(p))
+		-e packages/core[dask] -e packages/qec[baselines] $(foreach p,$(filter-out core qec,$(PACKAGES)),-e packages/$(p))
 	@touch $@
 	@echo "== .venv is ready; the command is $(BIN)/symdyn"
 
