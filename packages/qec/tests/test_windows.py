@@ -8,7 +8,7 @@ import stim
 from symdyn_core.errors import InputError
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import bivariate_bicycle
-from symdyn_qec.windows import WindowedDecoder
+from symdyn_qec.windows import WindowedDecoder, matching
 
 
 def surface(distance, rounds, p):
@@ -90,6 +90,57 @@ def test_round_by_round_is_all_at_once():
         assert (final == together[shot]).all()
 
 
+def test_what_was_final_stays_as_it_was():
+    model = "error(0.1) D0 L0\nerror(0.1) D1 L0\ndetector(0) D0\ndetector(1) D1"
+    compiled = WindowedDecoder(1, 0).compile_decoder_for_dem(dem=stim.DetectorErrorModel(model))
+    session = compiled.session()
+    first, second = session.push(np.array([[1]])), session.push(np.array([[1]]))
+    assert (first.tolist(), second.tolist()) == ([[1]], [[0]])
+
+
+def test_errors_that_mostly_happen_are_expected():
+    model = stim.DetectorErrorModel(
+        "error(0.9) D0 D1 L0\nerror(1) D1\nerror(0.1) D0\nerror(0.1) D1\ndetector(0) D0\ndetector(1) D1"
+    )
+    detectors, observables = (bits.astype(bool) for bits in model.compile_sampler(seed=1).sample(500)[:2])
+    for buffer in (0, 1):
+        compiled = WindowedDecoder(1, buffer).compile_decoder_for_dem(dem=model)
+        # D0 quiet and D1 on: nothing but the certain flip, or more likely all three of the others.
+        assert (answers(compiled, detectors) != observables).mean() < 0.15
+        session = compiled.session(500)
+        for number in range(2):
+            session.push(detectors[:, compiled.rounds == number])
+        assert not session.residual.any()
+
+
+def test_a_decoder_of_ones_own_gets_the_parts_of_the_model():
+    seen = []
+
+    def inner(checks, priors):
+        seen.append(checks.shape)
+        return matching(checks, priors)
+
+    circuit = surface(3, 8, 0.01)
+    detectors, _ = sample(circuit, 300)
+    compiled = windowed(circuit, 2, 2, inner=inner)
+    assert (answers(compiled, detectors) == answers(windowed(circuit, 2, 2), detectors)).all()
+    assert len(seen) <= len(compiled.windows)
+
+
+def test_bposd_takes_errors_whole():
+    pytest.importorskip("ldpc")
+    circuit = surface(3, 2, 0.005)
+    whole, split = (
+        WindowedDecoder(2, 1, inner="bposd").compile_decoder_for_dem(
+            dem=circuit.detector_error_model(decompose_errors=decompose)
+        )
+        for decompose in (False, True)
+    )
+    assert [len(window.final) for window in whole.windows] == [len(window.final) for window in split.windows]
+    detectors, _ = sample(circuit, 100)
+    assert (answers(whole, detectors) == answers(split, detectors)).all()
+
+
 def test_long_experiments_repeat_few_windows():
     windows = windowed(surface(3, 60, 0.005), 3, 3).windows
     # Those at the ends are their own.
@@ -121,12 +172,20 @@ def test_no_shots_are_no_answers():
     assert compiled.decode_shots_bit_packed(bit_packed_detection_event_data=nothing).shape == (0, 1)
 
 
+@pytest.mark.parametrize(("width", "kind"), [(1, np.uint8), (100, np.uint8), (2, np.bool_)])
+def test_shots_of_another_width_or_type_are_refused(width, kind):
+    compiled = windowed(surface(3, 2, 0.005), 2, 2)
+    assert compiled.num_detectors == 16  # two bytes
+    with pytest.raises(InputError, match=r"must be packed, uint8 of shape \(shots, "):
+        compiled.decode_shots_bit_packed(bit_packed_detection_event_data=np.zeros((3, width), dtype=kind))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ((0, 1), "commit must be at least 1 and buffer at least 0, got 0 and 1"),
         ((1, -1), "commit must be at least 1 and buffer at least 0, got 1 and -1"),
-        ((1, 1, "magic"), "inner must be pymatching or bposd, got 'magic'"),
+        ((1, 1, "magic"), "inner must be pymatching or bposd or a function, got 'magic'"),
     ],
 )
 def test_settings_are_checked(settings, message):

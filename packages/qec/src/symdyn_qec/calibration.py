@@ -149,9 +149,9 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 10) -> list
     Raises:
         InputError: no shots, other shapes or values.
 
-    >>> bins = reliability([0.9] * 10 + [0.5] * 4, [True] * 9 + [False] * 3 + [True] * 2, bins=2)
+    >>> bins = reliability([0.9] * 10 + [0.75] * 4, [True] * 9 + [False] * 2 + [True] * 3, bins=2)
     >>> [(round(found.expected, 3), found.shots, found.right) for found in bins]
-    [(0.5, 4, 2), (0.9, 10, 9)]
+    [(0.75, 4, 3), (0.9, 10, 9)]
     """
     expected, truth = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
     if expected.ndim != 1 or expected.shape != truth.shape or not len(expected) or bins < 1:

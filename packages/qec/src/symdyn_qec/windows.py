@@ -12,6 +12,7 @@ Source: the overlapping recovery of Dennis et al., quant-ph/0110143; Skoric et a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from symdyn_core.errors import InputError
+from symdyn_qec import gf2
 from symdyn_qec.baselines.extra import load
+from symdyn_qec.baselines.rare import RareErrors
 
 Bits = NDArray[np.uint8]
 
@@ -65,9 +68,8 @@ def matching(checks: sparse.csc_matrix, priors: NDArray[np.float64]) -> Mechanis
 
 def bposd(checks: sparse.csc_matrix, priors: NDArray[np.float64]) -> MechanismDecoder:
     """Return BP-OSD as the decoder of a window, set as :class:`~symdyn_qec.baselines.bposd.BpOsd` is."""
-    free = checks.shape[1] - int(np.linalg.matrix_rank(checks.toarray()))
-    order = max(0, min(7, free))
-    decoder = load("ldpc", "bposd-windowed").BpOsdDecoder(
+    order = min(7, checks.shape[1] - gf2.rank(checks.toarray()))
+    decoder = load("ldpc", "windows of bposd").BpOsdDecoder(
         checks.tocsr(),
         error_channel=priors.tolist(),
         max_iter=1000,
@@ -93,7 +95,8 @@ class WindowedDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no ty
     Args:
         commit: rounds that a window makes final, at least 1.
         buffer: rounds that it looks further, at least 0; about the code's distance is enough.
-        inner: "pymatching", for errors split into parts of at most two detectors, or "bposd".
+        inner: "pymatching", for errors split into parts of at most two detectors; "bposd", which takes errors
+            whole; or your own, which gets the parts that the model has.
         time: which of a detector's coordinates is its round; by default the last, as Stim's own circuits have
             it. In those of :mod:`symdyn_qec.circuits` for bicycle codes it is 2.
 
@@ -103,7 +106,7 @@ class WindowedDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no ty
 
     commit: int
     buffer: int
-    inner: str = "pymatching"
+    inner: str | Inner = "pymatching"
     time: int = -1
 
     def __post_init__(self) -> None:
@@ -111,8 +114,8 @@ class WindowedDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no ty
             raise InputError(
                 f"commit must be at least 1 and buffer at least 0, got {self.commit} and {self.buffer}"
             )
-        if self.inner not in INNER:
-            raise InputError(f"inner must be {' or '.join(INNER)}, got {self.inner!r}")
+        if not callable(self.inner) and self.inner not in INNER:
+            raise InputError(f"inner must be {' or '.join(INNER)} or a function, got {self.inner!r}")
 
     def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> "CompiledWindowedDecoder":
         """Cut a detector error model into windows.
@@ -131,9 +134,9 @@ class _Window:
     stop: int
     detectors: NDArray[np.int64]
     decode: MechanismDecoder
-    # Of the window's mechanisms, those that begin in its final rounds, and where these are in the model.
+    # Of the window's mechanisms, those that begin in its final rounds, and what each of them flips anywhere.
     final: NDArray[np.int64]
-    mechanisms: NDArray[np.int64]
+    flips: sparse.csr_matrix
 
 
 class CompiledWindowedDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has no types
@@ -143,26 +146,30 @@ class CompiledWindowedDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # 
         self.num_detectors, self.num_observables = dem.num_detectors, dem.num_observables
         self.rounds = _rounds(dem, settings.time)
         self.num_rounds = int(self.rounds.max(initial=-1)) + 1
-        checks, logicals, priors = _mechanisms(dem)
-        self._checks, self._logicals = checks.T.tocsr(), logicals.T.tocsr()
+        # Errors that happen more often than not are rare errors and known flips.
+        rare = RareErrors.of(dem)
+        self._known = rare.detectors, rare.observables
+        inner = settings.inner if callable(settings.inner) else INNER[settings.inner]
+        checks, logicals, priors = _mechanisms(dem, whole=inner is bposd)
+        flips = sparse.hstack([checks.T, logicals.T], format="csr")
         first = np.array(
             [self.rounds[column].min() for column in np.split(checks.indices, checks.indptr[1:-1])]
         )
         # In the middle of a long experiment all windows look alike.
-        known: dict[tuple[bytes, bytes, bytes], MechanismDecoder] = {}
+        known: dict[tuple[int, bytes, bytes, bytes], MechanismDecoder] = {}
         self.windows = []
         for start in range(0, max(self.num_rounds, 1), settings.commit):
             stop = min(start + settings.commit + settings.buffer, self.num_rounds)
             last = stop == self.num_rounds
             seen = np.flatnonzero((self.rounds >= start) & (self.rounds < stop))
             inside = np.flatnonzero((first >= start) & (first < stop))
-            part, kept = _distinct(checks[seen][:, inside], priors[inside])
-            key = (part.indices.tobytes(), part.indptr.tobytes(), priors[inside[kept]].tobytes())
+            part, likeliest, odd = _distinct(checks[seen][:, inside], priors[inside])
+            mechanisms = inside[likeliest]
+            key = len(seen), part.indices.tobytes(), part.indptr.tobytes(), odd.tobytes()
             if key not in known:
-                known[key] = INNER[settings.inner](part, priors[inside[kept]])
-            mechanisms = inside[kept]
+                known[key] = inner(part, odd)
             final = np.flatnonzero((first[mechanisms] < start + settings.commit) | last)
-            self.windows.append(_Window(stop, seen, known[key], final, mechanisms[final]))
+            self.windows.append(_Window(stop, seen, known[key], final, flips[mechanisms[final]]))
             if last:
                 break
 
@@ -186,8 +193,16 @@ class CompiledWindowedDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # 
 
         Returns:
             Observables, ``uint8``, little endian, shape ``(shots, ceil(k / 8))``.
+
+        Raises:
+            InputError: shots of another type or width.
         """
-        packed = bit_packed_detection_event_data
+        packed, width = bit_packed_detection_event_data, -(-self.num_detectors // 8)
+        if packed.ndim != 2 or packed.dtype != np.uint8 or packed.shape[1] != width:
+            raise InputError(
+                f"bit_packed_detection_event_data must be packed, uint8 of shape (shots, {width}), "
+                f"got {packed.dtype} of shape {packed.shape}"
+            )
         bits = np.unpackbits(packed, axis=1, count=self.num_detectors, bitorder="little")
         if not len(bits):
             return np.zeros((0, -(-self.num_observables // 8)), dtype=np.uint8)
@@ -196,12 +211,10 @@ class CompiledWindowedDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # 
             session.push(bits[:, self.rounds == number])
         return np.packbits(session.observables, axis=1, bitorder="little")
 
-    def explain(self, mechanisms: NDArray[np.int64], happened: Bits) -> tuple[Bits, Bits]:
-        """Return the detectors and observables that some mechanisms flip, bits, one row per shot."""
-        return (
-            (happened @ self._checks[mechanisms]).astype(np.uint8) & 1,
-            (happened @ self._logicals[mechanisms]).astype(np.uint8) & 1,
-        )
+    def start(self, shots: int) -> tuple[Bits, Bits]:
+        """Return the detectors and observables that are flipped before anything is measured."""
+        detectors, observables = (np.tile(known, (shots, 1)) for known in self._known)
+        return detectors, observables
 
 
 class Session:
@@ -216,8 +229,7 @@ class Session:
     def __init__(self, compiled: CompiledWindowedDecoder, shots: int) -> None:
         self._compiled, self._next = compiled, 0
         self.rounds = 0
-        self.residual = np.zeros((shots, compiled.num_detectors), dtype=np.uint8)
-        self.observables = np.zeros((shots, compiled.num_observables), dtype=np.uint8)
+        self.residual, self.observables = compiled.start(shots)
 
     def push(self, detectors: NDArray[np.uint8]) -> Bits:
         """Take the detectors of the next round; decode the windows that are complete with it.
@@ -250,9 +262,10 @@ class Session:
 
     def _decode(self, window: _Window) -> None:
         happened = window.decode(self.residual[:, window.detectors])[:, window.final]
-        detectors, observables = self._compiled.explain(window.mechanisms, happened)
-        self.residual ^= detectors
-        self.observables ^= observables
+        flips = (happened @ window.flips).astype(np.uint8) & 1
+        self.residual ^= flips[:, : self._compiled.num_detectors]
+        # Anew, as the caller may have kept what was final before.
+        self.observables = self.observables ^ flips[:, self._compiled.num_detectors :]
 
 
 def _rounds(dem: stim.DetectorErrorModel, time: int) -> NDArray[np.int64]:
@@ -270,15 +283,16 @@ def _rounds(dem: stim.DetectorErrorModel, time: int) -> NDArray[np.int64]:
 
 
 def _mechanisms(
-    dem: stim.DetectorErrorModel,
+    dem: stim.DetectorErrorModel, whole: bool
 ) -> tuple[sparse.csc_matrix, sparse.csc_matrix, NDArray[np.float64]]:
-    """Return checks and observables of all parts of errors, one column each, and their probabilities."""
+    """Return checks and observables of errors or their parts, one column each, and their probabilities."""
     merged: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
     for instruction in dem.flattened():
-        if instruction.type != "error" or not instruction.args_copy()[0]:
+        if instruction.type != "error":
             continue
-        p = instruction.args_copy()[0]
-        for part in instruction.target_groups():
+        p = min(instruction.args_copy()[0], 1 - instruction.args_copy()[0])
+        parts = instruction.target_groups() if p else []
+        for part in [list(chain.from_iterable(parts))] if whole else parts:
             detectors, observables = set[int](), set[int]()
             for target in part:
                 (detectors if target.is_relative_detector_id() else observables).symmetric_difference_update(
@@ -302,20 +316,23 @@ def _mechanisms(
         )
         for kind in range(2)
     )
-    # A mechanism of probability 1/2 or more would have no or negative weight.
-    return *columns, np.clip(np.array(list(merged.values())), 1e-12, 0.5 - 1e-12)
+    # Of probability 1/2, a mechanism would have no weight.
+    return *columns, np.minimum(np.array(list(merged.values())), 0.5 - 1e-12)
 
 
 def _distinct(
     checks: sparse.csc_matrix, priors: NDArray[np.float64]
-) -> tuple[sparse.csc_matrix, NDArray[np.int64]]:
-    """Return the columns that a window can tell apart, the likeliest of each kind, and which they are."""
-    checks = checks.tocsc()
+) -> tuple[sparse.csc_matrix, NDArray[np.int64], NDArray[np.float64]]:
+    """Return the columns that a window can tell apart.
+
+    Returns:
+        The columns; of each kind the likeliest, by its number; the probability that an odd number of the
+        kind happen.
+    """
     checks.sort_indices()
-    best: dict[bytes, int] = {}
+    kinds: dict[bytes, list[int]] = {}
     for column, rows in enumerate(np.split(checks.indices, checks.indptr[1:-1])):
-        key = rows.tobytes()
-        if key not in best or priors[column] > priors[best[key]]:
-            best[key] = column
-    kept = np.array(sorted(best.values()), dtype=np.int64)
-    return checks[:, kept], kept
+        kinds.setdefault(rows.tobytes(), []).append(column)
+    likeliest = np.array([max(same, key=priors.__getitem__) for same in kinds.values()], dtype=np.int64)
+    odd = np.array([(1 - np.prod(1 - 2 * priors[same])) / 2 for same in kinds.values()])
+    return checks[:, likeliest], likeliest, odd
