@@ -22,7 +22,7 @@ from symdyn_core.files import write_atomically
 from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.codes import Basis, check_basis
 from symdyn_qec.layout import TorusLayout
-from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.networks.sector import BASES, Edges, SectorNetwork, SectorView, Tables
 
 OPSET = 18
 EXTRA = "symdyn-qec[onnx]"
@@ -37,7 +37,7 @@ def export_onnx(
         checkpoint: to export.
         path: of the ONNX file, replaced if it exists.
         basis: of the experiment.
-        batch: shots per call, at least 1; any number by default, which networks of one sector cannot do.
+        batch: shots per call, at least 1; any number by default.
 
     Returns:
         The path.
@@ -49,10 +49,6 @@ def export_onnx(
     check_basis(basis)
     if batch is not None and batch < 1:
         raise InputError(f"batch must be at least 1, got {batch}")
-    if batch is None and not isinstance(checkpoint.network, TorusNetwork):
-        raise InputError(
-            "batch must be given for a network of one sector, whose tables are for a fixed number"
-        )
     for module in ("onnx", "onnxscript"):
         if find_spec(module) is None:
             raise DependencyError(f"export needs the package {module}: pip install '{EXTRA}'")
@@ -73,7 +69,9 @@ class _Graph(nn.Module):
     def __init__(self, checkpoint: Checkpoint, basis: Basis) -> None:
         super().__init__()
         layout = TorusLayout(checkpoint.code, checkpoint.rounds, basis)
-        self.network, self.basis, self.detectors = checkpoint.network, basis, layout.num_detectors
+        network = checkpoint.network
+        self.network = AnyShots(network) if isinstance(network, SectorNetwork) else network
+        self.basis, self.detectors = basis, layout.num_detectors
         self.shape = layout.place.shape
         self.register_buffer("place", torch.from_numpy(layout.place).flatten(), persistent=False)
 
@@ -83,6 +81,37 @@ class _Graph(nn.Module):
         checks = states[:, self.place].view(-1, *self.shape)
         odds: Tensor = self.network.readout(checks, self.basis)
         return odds
+
+
+class AnyShots(SectorNetwork):
+    """A network of one sector whose tables hold for a number of shots that is not known yet."""
+
+    def __init__(self, network: SectorNetwork) -> None:
+        super().__init__(network.code, network.width, len(network.layers))
+        self.load_state_dict(network.state_dict())
+
+    def readout(self, checks: Tensor, basis: Basis) -> Tensor:
+        """Return the same as the network, without asking for a length, which would become a constant."""
+        view = SectorView(self.code, basis)
+        number = checks.new_full((checks.shape[0],), BASES.index(basis))
+        return view.back(self(view.checks(checks), number)[1])
+
+    def _table(self, shots: int, cycles: int, device: torch.device) -> Tables:
+        table, rows = Tables(self.code, 1, cycles, device), cycles * self.code.cells
+        table.left, table.right = _repeated(table.left, shots, rows), _repeated(table.right, shots, rows)
+        table.own = _repeated(table.own, shots, rows)
+        table.hints = [_repeated(edges, shots, rows) for edges in table.hints]
+        return table
+
+
+def _repeated(edges: Edges, shots: int, rows: int) -> Edges:
+    """Return the edges of many shots from those of one, which has so many rows."""
+    one = edges.heard.long()
+    source, row = one // rows, one % rows
+    # The row of zeros comes after all sources, and is there once for all shots.
+    shift = torch.where(source < len(edges.hearers), rows, 0)
+    shot = torch.arange(shots, device=one.device).view(-1, 1, 1)
+    return Edges((source * rows * shots + row + shift * shot).flatten(0, 1), ())
 
 
 def _exported(graph: _Graph, example: Tensor, dynamic: bool) -> bytes:

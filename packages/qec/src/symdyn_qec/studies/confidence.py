@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOUBTFUL = 0.9
-SHOTS_OF_THEORY = 2_000
+SHOTS_OF_THEORY = 4_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
         0.005, valid=(0.004, 0.006), verify=(0.0045, 0.0055), help="Strength of circuit noise."
     )
     basis: str = setting("Z", choices=("X", "Z"), verify=("X",), help="Basis of the memory experiment.")
-    shots: int = setting(400, valid=(400, 1_000_000), help="Shots per repetition.")
+    shots: int = setting(600, valid=(600, 1_000_000), help="Shots per repetition.")
 
 
 @lru_cache(maxsize=2)
@@ -132,8 +132,8 @@ STUDY = Study(
             "doubtful_failures",
             formula=r"P(\text{wrong} \mid \text{confidence} < 0.9) = E[1 - \text{confidence} \mid < 0.9]",
             predict=predict_doubtful_failures,
-            margin=0.08,
-            because="as above, with a quarter of the shots",
+            margin=0.1,
+            because="as above; six standard errors of two samples of a fifth of the shots",
             rival=Rival(AT_ITS_WORD, predict_doubtful_failures_at_its_word),
             estimator=proportion,
         ),
