@@ -57,8 +57,10 @@ class Config:
     """Settings of the study."""
 
     code: str = setting("bb72", choices=("bb72", "bb90", "bb108"), verify=("bb90",), help="The code.")
-    p: float = setting(0.003, valid=(0.002, 0.004), verify=(0.002, 0.004), help="Strength of circuit noise.")
-    rounds: int = setting(4, valid=(3, 12), verify=(6,), help="Cycles of syndrome extraction.")
+    p: float = setting(
+        0.003, valid=(0.0025, 0.004), verify=(0.0026, 0.004), help="Strength of circuit noise."
+    )
+    rounds: int = setting(4, valid=(3, 5), verify=(3,), help="Cycles; more need more shots.")
     shots: int = setting(384, valid=(256, 1_000_000), help="Shots to learn from, in batches of 16.")
     learning_rate: float = setting(0.01, valid=(0.005, 0.02), help="The highest, of AdamW.")
     width: int = setting(16, valid=(16, 128), help="Features per node of the network.")
