@@ -260,7 +260,7 @@ STUDY = Study(
     paper=Paper("2504.13043", result="neural decoders of circuit noise, trained here within seconds"),
     version=1,
     config=Config,
-    presets={"quick": {}, "full": {"rounds": 6, "shots": 2_048, "tested": 512}},
+    presets={"quick": {}, "full": {"rounds": 5, "shots": 2_048, "tested": 512}},
     claims=[
         at_most_half("against_alone", "without network", "nothing is learnt from so few shots"),
         at_most_half("against_scattered", "scattered", "with as many weights any symmetry teaches as fast"),
