@@ -7,10 +7,11 @@ import stim
 import torch
 
 from symdyn_core.errors import InputError
-from symdyn_qec.checkpoint import SIDECAR, WEIGHTS, Checkpoint, find, shipped
+from symdyn_qec.checkpoint import SIDECAR, WEIGHTS, Checkpoint
 from symdyn_qec.circuits import bb_memory, memory_circuit
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.shipped import find, shipped
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ import torch
 from symdyn_core.errors import InputError
 from symdyn_qec.automorphism import dem_automorphism
 from symdyn_qec.calibration import Calibration
-from symdyn_qec.checkpoint import Checkpoint, shipped
+from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.decoder import Prediction, SymdynDecoder
 from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.shipped import shipped
 from symdyn_qec.sinter import decoders
 
 # The shipped network is for six cycles; how a decoder behaves is tested with a small untrained one for two.

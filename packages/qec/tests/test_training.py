@@ -9,13 +9,16 @@ import torch
 from typer.testing import CliRunner
 
 from symdyn_core.errors import InputError
+from symdyn_core.random import derive_seed
 from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.commands import app
 from symdyn_qec.networks.sector import BASES, SectorNetwork, SectorView
 from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.run_folder import CURVE, FIGURE, STATE
 from symdyn_qec.training import Settings, Teacher, Training, flip_loss
-from symdyn_qec.training_run import CURVE, FIGURE, STATE, Validation, train
+from symdyn_qec.training_run import CALIBRATION_STRENGTHS, RELIABILITY, calibrate, measure_reliability, train
+from symdyn_qec.validation import Validation
 
 SMALL = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=6, warmup=2)
 CHECK = Validation(every=2, shots=16)
@@ -68,7 +71,7 @@ def test_a_finished_run_stays_as_it_is_and_is_not_overwritten(code, tmp_path):
     assert [row.split(",")[:2] for row in rows[1:]] == [["2", "32"], ["4", "64"], ["6", "96"]]
     assert (tmp_path / FIGURE).read_text().startswith("<?xml")
     assert sorted(os.listdir(tmp_path)) == sorted(
-        [CURVE, FIGURE, STATE, "decoder.json", "model.safetensors"]
+        [CURVE, FIGURE, RELIABILITY, STATE, "decoder.json", "model.safetensors"]
     )  # nothing temporary is left
     # A run of other settings is left alone.
     state = (tmp_path / STATE).read_bytes()
@@ -78,6 +81,22 @@ def test_a_finished_run_stays_as_it_is_and_is_not_overwritten(code, tmp_path):
     (tmp_path / STATE).write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is not the state of a training run"):
         train(code, SMALL, tmp_path, validation=CHECK)
+
+
+def test_reliability_is_measured_on_other_shots_than_calibration_is_fitted_on(code, monkeypatch):
+    seeds = []
+
+    def derive(*parts):
+        seeds.append(derive_seed(*parts))
+        return seeds[-1]
+
+    monkeypatch.setattr("symdyn_qec.training_run.derive_seed", derive)
+    raw = Checkpoint.of(TorusNetwork(code, width=4, layers=1), code, SMALL.rounds, training={})
+    with pytest.raises(InputError, match="call calibrate first"):
+        measure_reliability(raw, SMALL.p, 64)
+    bins = measure_reliability(calibrate(raw, SMALL.p, 64), SMALL.p, 64)
+    assert sum(found.shots for found in bins) == len(BASES) * 64
+    assert len(set(seeds)) == len(seeds) == 2 * len(BASES) * CALIBRATION_STRENGTHS
 
 
 def test_a_small_network_learns_from_flips_or_from_what_a_teacher_says(code):
@@ -166,12 +185,20 @@ def test_bad_settings(changes, message):
 
 
 def test_from_the_command_line(tmp_path):
+    pytest.importorskip("ldpc")
     command = ["train", "--out", str(tmp_path), "--rounds", "2", "--width", "4", "--layers", "1"]
     command += ["--batch-size", "16", "--steps", "2", "--validate-every", "2", "--validate-shots", "16"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "32 shots in" in result.stdout
-    assert Checkpoint.load(tmp_path).training["shots"] == 32
+    training = Checkpoint.load(tmp_path).training
+    assert training["shots"] == 32
+    failures = training["baseline"]["failures"]
+    assert training["baseline"]["name"] == "bposd"
+    assert f"of 32 shots fail, bposd {failures}\n" in result.stderr
+    assert f", bposd {failures} ({failures / 32:.2%})" in result.stdout
+    assert str(tmp_path / RELIABILITY) in result.stderr
+    assert (tmp_path / RELIABILITY).read_text().startswith("<?xml")
     for bad, message in (
         (["--p", "low:high"], "--p must be a range such as 0.001:0.006, got 'low:high'"),
         (["--validate-every", "0"], "must be at least 1, got 0 and 16"),
@@ -179,3 +206,18 @@ def test_from_the_command_line(tmp_path):
     ):
         result = CliRunner().invoke(app, [*command, *bad])
         assert message in str(result.exception)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_without_a_comparison(tmp_path, monkeypatch, wanted):
+    monkeypatch.setattr("symdyn_qec.baselines.extra.find_spec", lambda module: None)
+    command = ["train", "--out", str(tmp_path), "--rounds", "2", "--width", "4", "--layers", "1"]
+    command += ["--batch-size", "16", "--steps", "2", "--validate-every", "1", "--validate-shots", "16"]
+    result = CliRunner().invoke(app, [*command, *([] if wanted else ["--no-compare"])])
+    assert result.exit_code == 0, result.output
+    said = (
+        "no comparison with bposd: decoder bposd needs the package ldpc: pip install 'symdyn-qec[baselines]'"
+    )
+    assert result.stderr.count(said) == wanted
+    assert result.stderr.count("of 32 shots fail\n") == 2
+    assert Checkpoint.load(tmp_path).training["baseline"] is None

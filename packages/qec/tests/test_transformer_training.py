@@ -9,11 +9,12 @@ import torch
 
 from symdyn_core.errors import InputError
 from symdyn_qec.codes import CSSCode, bivariate_bicycle, toric
-from symdyn_qec.training_run import CURVE, FIGURE, STATE, Validation
+from symdyn_qec.run_folder import CURVE, FIGURE, STATE
 from symdyn_qec.transformer_checkpoint import TransformerCheckpoint
 from symdyn_qec.transformer_layout import TokenLayout
 from symdyn_qec.transformer_run import train_transformer
 from symdyn_qec.transformer_training import ObservableStream, TransformerSettings, TransformerTraining, memory
+from symdyn_qec.validation import Validation
 
 FOUR = CSSCode([[1, 1, 1, 1]], [[1, 1, 1, 1]])
 SMALL = TransformerSettings(rounds=2, width=8, layers=1, heads=2, batch_size=16, steps=6, warmup=2)
@@ -153,6 +154,24 @@ def test_layers_in_half_precision_learn_and_keep_their_weights_in_single(tmp_pat
     training = TransformerTraining(FOUR, SMALL, half_precision=True)
     assert all(np.isfinite(loss) for loss in training.run())
     assert all(value.dtype == torch.float32 for value in training.state().values())
+
+
+def test_it_can_be_compared_with_another_decoder(tmp_path):
+    check = dataclasses.replace(CHECK, baseline="vacuous")
+    counts = []
+    train_transformer(
+        FOUR, SMALL, tmp_path, validation=check, on_baseline=lambda *count: counts.append(count)
+    )
+    (shots,) = {shots for _, shots in counts}
+    (baseline,) = {baseline for baseline, _ in counts}
+    assert shots == CHECK.shots
+    record = TransformerCheckpoint.load(tmp_path).training["baseline"]
+    assert record == dataclasses.asdict(baseline)
+    circuit = memory(FOUR, CHECK.p, SMALL)
+    truth = circuit.compile_detector_sampler(seed=3).sample(4000, separate_observables=True)[1]
+    # Six standard deviations of a count of 32 shots.
+    expected = truth.any(axis=1).mean()
+    assert abs(baseline.failures - 32 * expected) < 6 * (32 * expected) ** 0.5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -8,7 +8,7 @@ and a reader how they came about. A checkpoint is for one circuit at any strengt
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import safetensors
 import safetensors.torch
 import stim
 import torch
+from torch import nn
 
 from symdyn_core.errors import InputError
 from symdyn_core.files import write_atomically
@@ -34,11 +35,7 @@ from symdyn_qec.structure import KINDS, Structure
 # Of the side-car; a reader of this version refuses all others.
 SCHEMA = 2
 
-# Ends the names of shipped checkpoints that trade accuracy for time.
-FAST = "-fast"
-
 SIDECAR, WEIGHTS = "decoder.json", "model.safetensors"
-SHIPPED = Path(__file__).parent / "weights"
 
 Precision = Literal["float32", "bfloat16"]
 NETWORKS: dict[str, type[TorusNetwork] | type[SectorNetwork]] = {
@@ -76,6 +73,7 @@ class Checkpoint:
         name: of its folder, or where it came from.
         calibration: how sure an answer is; ``None`` where that has not been found out.
 
+    >>> from symdyn_qec.shipped import shipped
     >>> checkpoint = Checkpoint.load(shipped()["bb72"])
     >>> checkpoint.code.n, checkpoint.rounds, sorted(checkpoint.experiments)
     (72, 6, ['X', 'Z'])
@@ -120,6 +118,10 @@ class Checkpoint:
         self.experiments[basis].structure.check(found, f"the {basis} memory of {self.name}")
         return basis
 
+    def check(self, dem: stim.DetectorErrorModel) -> None:
+        """Raise InputError unless a model belongs to an experiment, naming the field that differs."""
+        self.basis_of(dem)
+
     def save(self, folder: str | os.PathLike[str], precision: Precision = "float32") -> Path:
         """Write weights and side-car, each first under a temporary name.
 
@@ -157,16 +159,17 @@ class Checkpoint:
                 message names the field.
         """
         folder = Path(folder)
-        sidecar = _read_sidecar(folder / SIDECAR)
+        sidecar = read_sidecar(folder / SIDECAR, NETWORKS)
         try:
-            fields, rounds = sidecar["network"], _whole(sidecar, "rounds")
+            fields, rounds = sidecar["network"], whole_number(sidecar, "rounds")
             code = _code(
-                *(_whole(sidecar["code"], key) for key in "lm"), *(str(sidecar["code"][key]) for key in "ab")
+                *(whole_number(sidecar["code"], key) for key in "lm"),
+                *(str(sidecar["code"][key]) for key in "ab"),
             )
             network = NETWORKS[fields["kind"]](
-                code, width=_whole(fields, "width"), layers=_whole(fields, "layers")
+                code, width=whole_number(fields, "width"), layers=whole_number(fields, "layers")
             )
-            _load_weights(network, folder / WEIGHTS, sidecar["weights"]["sha256"])
+            load_weights(network, folder / WEIGHTS, sidecar["weights"]["sha256"])
             experiments: dict[Basis, Experiment] = {
                 basis: _experiment(sidecar["experiments"][basis], code)
                 for basis in KINDS
@@ -237,35 +240,6 @@ class Checkpoint:
         }
 
 
-def shipped() -> dict[str, Path]:
-    """Return the folders of the checkpoints that come with the package, by name."""
-    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{SIDECAR}"))}
-
-
-def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint:
-    """Return the shipped checkpoint for a detector error model.
-
-    Args:
-        dem: of the circuit.
-        fast: whether to take a small one rather than an accurate one.
-
-    Raises:
-        InputError: there is none; the message says of each in what it differs.
-    """
-    found, reasons = Structure.of(dem), []
-    for name, folder in shipped().items():
-        if name.endswith(FAST) != fast:
-            continue
-        checkpoint = Checkpoint.load(folder)
-        try:
-            checkpoint.basis_of(found)
-        except InputError as error:
-            reasons.append(str(error))
-        else:
-            return checkpoint
-    raise InputError(f"no shipped checkpoint is for this model: {'; '.join(reasons)}")
-
-
 @cache
 def _memories(code: BivariateBicycleCode, rounds: int) -> Mapping[Basis, Experiment]:
     """Return the memory experiments of a code; training asks twice, and their structure takes seconds."""
@@ -277,7 +251,16 @@ def _memories(code: BivariateBicycleCode, rounds: int) -> Mapping[Basis, Experim
     return experiments
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path, kinds: Collection[str]) -> dict[str, Any]:
+    """Return what a side-car says.
+
+    Args:
+        path: of the file.
+        kinds: of networks that the caller can read.
+
+    Raises:
+        InputError: no such file, or one of another schema or kind.
+    """
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -286,22 +269,34 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # of JSON or of UTF-8
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA:
-        found = sidecar.get("schema") if isinstance(sidecar, dict) else sidecar
-        raise InputError(f"schema of {path} must be {SCHEMA}, got {found!r}")
-    kind = sidecar.get("network", {}).get("kind")
-    if kind not in NETWORKS:
-        raise InputError(f"network.kind of {path} must be {' or '.join(NETWORKS)}, got {kind!r}")
-    return sidecar
+    found = sidecar if isinstance(sidecar, dict) else {}
+    if found.get("schema") != SCHEMA:
+        raise InputError(f"schema of {path} must be {SCHEMA}, got {found.get('schema')!r}")
+    network = found.get("network")
+    kind = network.get("kind") if isinstance(network, dict) else network
+    if kind not in kinds:
+        raise InputError(f"network.kind of {path} must be {' or '.join(kinds)}, got {kind!r}")
+    return found
 
 
-def _whole(fields: Mapping[str, Any], key: str) -> int:
+def whole_number(fields: Mapping[str, Any], key: str) -> int:
+    """Return a field, or raise InputError unless it is a whole number."""
     if not isinstance(fields[key], int):
         raise InputError(f"{key} of a checkpoint must be a whole number, got {fields[key]!r}")
     return int(fields[key])
 
 
-def _load_weights(network: TorusNetwork | SectorNetwork, path: Path, expected: str) -> None:
+def load_weights(network: nn.Module, path: Path, expected: str) -> None:
+    """Read the weights of a network.
+
+    Args:
+        network: gets them.
+        path: of the file.
+        expected: its SHA-256.
+
+    Raises:
+        InputError: no such file, a damaged one, or one of another network.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

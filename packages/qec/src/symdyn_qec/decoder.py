@@ -1,4 +1,7 @@
-r"""The trained decoder, for sinter and for direct use.
+r"""Trained decoders, for sinter and for direct use.
+
+For circuits of bicycle codes the network is one on a torus, for others one on the graph of detectors; see
+:mod:`symdyn_qec.graph_decoder`. What follows is about the former.
 
 The network gives log odds that each data qubit has flipped, net of all cycles. Ordered statistics make of
 them the likeliest flips e that explain the checks, :math:`H e = \bigoplus_t D_t`, and the observables are
@@ -12,9 +15,7 @@ explains all checks by itself. With the doubt that is left in the suggestion it 
 
 import os
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,19 @@ from numpy.typing import NDArray
 
 from symdyn_core.errors import InputError
 from symdyn_qec import gf2
-from symdyn_qec.checkpoint import PRECISIONS, Checkpoint, Precision, find
+from symdyn_qec.checkpoint import PRECISIONS, Checkpoint, Precision
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import Basis
 from symdyn_qec.gf2 import BitMatrix
+from symdyn_qec.graph_checkpoint import GraphCheckpoint
+from symdyn_qec.graph_decoder import CompiledGraphDecoder
 from symdyn_qec.layout import TorusLayout
+from symdyn_qec.mechanisms import errors_per_shot
 from symdyn_qec.networks.fused import fused
 from symdyn_qec.osd import OrderedStatistics
+from symdyn_qec.packed_decoder import PackedDecoder, check_postselect, placed
+from symdyn_qec.shipped import find, load
+from symdyn_qec.threads import limited_threads
 
 # Pairs of changes are tried among this many doubtful qubits; more of them hardly ever find a better answer.
 OSD_ORDER = 10
@@ -116,9 +123,7 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
         dtype: Precision = "float32",
         threads: int = 1,
     ) -> None:
-        # A comparison that also turns down NaN.
-        if postselect is not None and not 0 <= postselect <= 1:
-            raise InputError(f"postselect must be a probability in [0, 1], got {postselect}")
+        check_postselect(postselect)
         for name, value in (("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -130,25 +135,36 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
         self.postselect, self.batch_size, self.threads = postselect, batch_size, threads
         self.device, self.dtype = device or "cpu", dtype
 
-    def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> "CompiledSymdynDecoder":
+    def compile_decoder_for_dem(
+        self, *, dem: stim.DetectorErrorModel
+    ) -> "CompiledSymdynDecoder | CompiledGraphDecoder":
         """Load the weights and make ready for a circuit.
 
         Where the noise is stronger than any that the network was trained for, a warning says so.
 
         Args:
-            dem: of the circuit; its probabilities do not matter otherwise.
+            dem: of the circuit; networks of bicycle codes do not look at its probabilities.
 
         Raises:
             InputError: a checkpoint that cannot be read or is for another circuit, an unknown device, or
                 ``postselect`` with a checkpoint that is not calibrated.
         """
-        checkpoint = find(dem, self.fast) if self.checkpoint is None else Checkpoint.load(self.checkpoint)
+        checkpoint = find(dem, self.fast) if self.checkpoint is None else load(self.checkpoint)
+        if isinstance(checkpoint, GraphCheckpoint):
+            compiled = CompiledGraphDecoder(self, checkpoint, dem)
+            _warn_of_stronger_noise(errors_per_shot(dem), checkpoint.strongest, checkpoint.name)
+            return compiled
         basis = checkpoint.basis_of(dem)
-        _warn_of_stronger_noise(dem, checkpoint, basis)
+        if "p" in checkpoint.training:
+            strongest = bb_memory(
+                checkpoint.code, float(checkpoint.training["p"][1]), checkpoint.rounds, basis
+            )
+            most = errors_per_shot(strongest.detector_error_model())
+            _warn_of_stronger_noise(errors_per_shot(dem), most, checkpoint.name)
         return CompiledSymdynDecoder(self, checkpoint, basis)
 
 
-class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has no types
+class CompiledSymdynDecoder(PackedDecoder):
     """A decoder that is ready for one circuit; made by :class:`SymdynDecoder`."""
 
     def __init__(self, settings: SymdynDecoder, checkpoint: Checkpoint, basis: Basis) -> None:
@@ -161,12 +177,7 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         self.basis = basis
         self.num_detectors = len(checkpoint.experiments[basis].structure.detectors)
         self.logicals = checkpoint.experiments[basis].observables
-        try:
-            self._network = checkpoint.network.to(settings.device).eval()
-        except (RuntimeError, AssertionError) as error:  # torch's answer where it was built without CUDA
-            raise InputError(
-                f"device must be one that torch has here, got {settings.device!r}: {error}"
-            ) from error
+        self._network = placed(checkpoint.network, settings.device)
         self._layout = TorusLayout(code, checkpoint.rounds, basis)
         # None where the network is on another device, in another type or of another width.
         self._fused = (
@@ -192,7 +203,7 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         Raises:
             InputError: another type or width, or a shot that no errors lead to.
         """
-        packed = self._packed(np.asarray(detectors), "detectors")
+        packed = self.packed(np.asarray(detectors))
         size, threads = self.settings.batch_size, self.settings.threads
         batches = [packed[start : start + size] for start in range(0, max(len(packed), 1), size)]
         if self._fused is None or threads == 1 or len(batches) == 1:
@@ -219,7 +230,7 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         if shot.ndim != 1:
             raise InputError(f"detectors of one shot must have 1 dimension, got shape {shot.shape}")
         with limited_threads(self.settings.threads):
-            found = self._predict_batch(self._packed(shot[None], "detectors"))
+            found = self._predict_batch(self.packed(shot[None]))
         return ShotPrediction(
             found.observables[0],
             found.flips[0],
@@ -229,49 +240,10 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
             bool(found.kept[0]),
         )
 
-    def decode_shots_bit_packed(
-        self, *, bit_packed_detection_event_data: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
-        """Decode for sinter.
-
-        Args:
-            bit_packed_detection_event_data: ``uint8``, little endian, shape ``(shots, ceil(detectors / 8))``.
-
-        Returns:
-            Observables, ``uint8``, little endian, shape ``(shots, ceil(k / 8))``; with ``postselect`` one
-            byte more, which is 1 where sinter shall discard the shot.
-
-        Raises:
-            InputError: as for :meth:`predict`; and for shots that are not packed.
-        """
-        name = "bit_packed_detection_event_data"
-        if bit_packed_detection_event_data.dtype != np.uint8:
-            raise InputError(f"{name} must be packed, uint8, got {bit_packed_detection_event_data.dtype}")
-        found = self.predict(self._packed(bit_packed_detection_event_data, name))
-        packed = np.packbits(found.observables, axis=1, bitorder="little")
-        if self.settings.postselect is None:
-            return packed
-        return np.hstack([packed, ~found.kept[:, None]]).astype(np.uint8)
-
-    def _packed(self, detectors: NDArray[Any], name: str) -> NDArray[np.uint8]:
-        """Return shots packed, or raise InputError that says what is expected."""
-        width, packed_width = self.num_detectors, -(-self.num_detectors // 8)
-        expected = (
-            f"{name} must be packed, uint8 of shape (shots, {packed_width}), "
-            f"or bool of shape (shots, {width})"
-        )
-        if detectors.ndim != 2:
-            raise InputError(f"{expected}; got shape {detectors.shape}")
-        seen = f"got {detectors.dtype} of shape {detectors.shape}"
-        if detectors.dtype == np.bool_ and detectors.shape[1] == width:
-            return np.packbits(detectors, axis=1, bitorder="little")
-        if detectors.dtype == np.uint8 and detectors.shape[1] == packed_width:
-            return np.ascontiguousarray(detectors)
-        if detectors.dtype == np.uint8 and detectors.shape[1] == width:
-            raise InputError(f"{expected}; {seen}: unpacked shots must be bool")
-        if detectors.dtype == np.bool_ and detectors.shape[1] == packed_width:
-            raise InputError(f"{expected}; {seen}: packed shots must be uint8")
-        raise InputError(f"{expected}; {seen}")
+    def answer(self, detectors: NDArray[Any]) -> tuple[BitMatrix, NDArray[np.bool_] | None]:
+        """Return predicted observables and which shots to keep, as sinter's methods want them."""
+        found = self.predict(detectors)
+        return found.observables, None if self.settings.postselect is None else found.kept
 
     def _predict_batch(self, packed: NDArray[np.uint8]) -> Prediction:
         if not len(packed):
@@ -322,34 +294,11 @@ class CompiledSymdynDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # si
         )
 
 
-def _warn_of_stronger_noise(dem: stim.DetectorErrorModel, checkpoint: Checkpoint, basis: Basis) -> None:
-    """Warn if a model has more errors per shot than there were in training."""
-    if "p" not in checkpoint.training:
-        return
-    strongest = float(checkpoint.training["p"][1])
-    trained = bb_memory(checkpoint.code, strongest, checkpoint.rounds, basis).detector_error_model()
-    ratio = _errors_per_shot(dem) / _errors_per_shot(trained)
-    if ratio > NOISE_TOLERANCE:
+def _warn_of_stronger_noise(found: float, most: float, name: str) -> None:
+    """Warn if there are more errors per shot than there were in training."""
+    if found > NOISE_TOLERANCE * most:
         warnings.warn(
-            f"the noise is {ratio:.2g} times as strong as the strongest that {checkpoint.name} was trained "
-            f"for (p = {strongest:g}): expect more failures than a decoder trained for it would have",
+            f"the noise is {found / most:.2g} times as strong as the strongest that {name} was trained for: "
+            "expect more failures than a decoder trained for it would have",
             stacklevel=3,
         )
-
-
-def _errors_per_shot(dem: stim.DetectorErrorModel) -> float:
-    return float(sum(part.args_copy()[0] for part in dem.flattened() if part.type == "error"))
-
-
-@contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Let torch use this many threads, and give back afterwards what it had."""
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

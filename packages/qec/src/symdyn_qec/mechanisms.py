@@ -126,6 +126,15 @@ def parity_rates(dem: stim.DetectorErrorModel | Mechanisms, of_detectors: ArrayL
     return rates
 
 
+def errors_per_shot(dem: stim.DetectorErrorModel) -> float:
+    r"""Return how many errors a shot has on average.
+
+    >>> errors_per_shot(stim.DetectorErrorModel("error(0.25) D0\nrepeat 2 {\nerror(0.5) D0\n}"))
+    1.25
+    """
+    return float(sum(part.args_copy()[0] for part in dem.flattened() if part.type == "error"))
+
+
 def _keys(detectors: NDArray[np.int32], observables: BitMatrix) -> NDArray[np.void]:
     """Return one opaque value per row; equal for equal flips, and sortable."""
     packed = np.packbits(observables, axis=1)

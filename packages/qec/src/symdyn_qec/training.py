@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from symdyn_core.errors import InputError
@@ -24,13 +24,12 @@ from symdyn_qec.layout import TorusLayout
 from symdyn_qec.networks.fused import fused
 from symdyn_qec.networks.sector import BASES, SectorNetwork, SectorView
 from symdyn_qec.networks.torus import TorusNetwork
+from symdyn_qec.optimisation import Optimisation, cosine_rate
 from symdyn_qec.shot_stream import ShotStream
 
 # Weights of the increments against the net flips: of the readout's sector, and of the other one, which helps
 # only as far as it teaches what correlates the two.
 INCREMENT_WEIGHT, OTHER_SECTOR_WEIGHT = 7.0, 2.0
-
-LOWEST_RATE = 0.02  # of the highest, at the end
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,10 @@ class Settings:
         >>> round(settings.rate(4), 3), round(settings.rate(999), 3)
         (0.5, 0.02)
         """
-        done = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return (
-            self.learning_rate
-            * min(1.0, (step + 1) / max(self.warmup, 1))
-            * (LOWEST_RATE + (1 - LOWEST_RATE) * done)
-        )
+        return cosine_rate(step, self.steps, self.learning_rate, self.warmup)
 
 
-class Training:
+class Training(Optimisation):
     """A network on its way, with all that decides how it goes on.
 
     Args:
@@ -119,6 +113,9 @@ class Training:
     (2, True)
     """
 
+    network: TorusNetwork | SectorNetwork
+    averaged: TorusNetwork | SectorNetwork
+
     def __init__(
         self,
         code: BivariateBicycleCode,
@@ -129,13 +126,13 @@ class Training:
         compiled: bool = False,
         teacher: Checkpoint | None = None,
     ) -> None:
-        self.code, self.settings, self.device, self.step = code, settings, torch.device(device), 0
+        self.code, self.settings, self.device = code, settings, torch.device(device)
         self.half_precision = half_precision
         made = NETWORKS[settings.network]
-        self.network, self.averaged = (
+        network, averaged = (
             made(code, settings.width, settings.layers, settings.seed).to(self.device) for _ in range(2)
         )
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+        super().__init__(network, averaged, settings.average, settings.clip)
         # Part by part: all layers share one compiled function, and the whole would take minutes.
         for part in (*self.network.layers, self.network.last_data, *self.network.heads) if compiled else ():
             part.compile()
@@ -165,60 +162,13 @@ class Training:
             yield self._advance(*next(batches))
 
     def _advance(self, detectors: Tensor, flips: Tensor) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
         detectors, flips = (field.to(self.device, non_blocking=True) for field in (detectors, flips))
         parts = zip(self._layouts, detectors.chunk(len(BASES)), strict=True)
         checks = [layout.checks(part) for layout, part in parts]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             loss = self._loss(checks, self._layouts[0].flips(flips))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.step += 1
-        self._average()
+        self.advance(loss, self.settings.rate(self.step))
         return float(loss.detach())
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        # Early on the average forgets faster, so that the start is soon gone.
-        decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
-        averages: list[Tensor] = list(self.averaged.parameters())
-        weights: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return all tensors that decide how training goes on, by name."""
-        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        found |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        return found
-
-    def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Go on from a :meth:`state`, to bit-equal weights on a CPU.
-
-        Raises:
-            InputError: a state of another network.
-        """
-        for prefix, network in (("network", self.network), ("averaged", self.averaged)):
-            own = {
-                name.removeprefix(f"{prefix}."): value
-                for name, value in state.items()
-                if name.startswith(prefix)
-            }
-            try:
-                network.load_state_dict(own)
-            except RuntimeError as error:
-                raise InputError(f"the state is of another network: {str(error).splitlines()[0]}") from error
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            kind, *place = name.split(".")
-            if kind == "optimizer":
-                moments.setdefault(int(place[0]), {})[place[1]] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step = step
 
 
 class Loss(Protocol):

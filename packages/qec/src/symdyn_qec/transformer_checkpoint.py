@@ -27,10 +27,11 @@ from symdyn_qec.checkpoint import (
     Experiment,
     Precision,
     _experiment,
-    _load_weights,
     _rows_from_text,
     _rows_to_text,
-    _whole,
+    load_weights,
+    read_sidecar,
+    whole_number,
 )
 from symdyn_qec.codes import Basis, CSSCode, check_basis
 from symdyn_qec.gf2 import BitMatrix
@@ -133,17 +134,17 @@ class TransformerCheckpoint:
                 another kind of network; the message names the field.
         """
         folder = Path(folder)
-        sidecar = _read_sidecar(folder / SIDECAR)
+        sidecar = read_sidecar(folder / SIDECAR, [KIND])
         try:
             fields, code = sidecar["network"], _code(sidecar["code"])
-            basis, rounds = check_basis(sidecar["basis"]), _whole(sidecar, "rounds")
+            basis, rounds = check_basis(sidecar["basis"]), whole_number(sidecar, "rounds")
             experiment = _experiment(sidecar["experiments"][basis], code)  # type: ignore[arg-type]  # any code
             _check_detectors(experiment, code, rounds, basis, folder)
             positions = [(x, y, kind) for x, y, kind in _rows_from_text(sidecar["tokens"])]
             layout = TokenLayout(code, experiment.structure.detectors, rounds, positions)
-            width, layers, heads = (_whole(fields, name) for name in ("width", "layers", "heads"))
+            width, layers, heads = (whole_number(fields, name) for name in ("width", "layers", "heads"))
             network = CodeTransformer(layout.related, len(experiment.observables), width, layers, heads)
-            _load_weights(network, folder / WEIGHTS, sidecar["weights"]["sha256"])  # type: ignore[arg-type]  # any
+            load_weights(network, folder / WEIGHTS, sidecar["weights"]["sha256"])
             training, versions = sidecar["training"], sidecar["versions"]
         except KeyError as error:
             raise InputError(f"{folder / SIDECAR} lacks the field {error}") from error
@@ -183,24 +184,6 @@ class TransformerCheckpoint:
         }
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"checkpoint must be a folder with {SIDECAR}, cannot read {path}: {error.strerror}"
-        ) from error
-    except ValueError as error:  # of JSON or of UTF-8
-        raise InputError(f"{path} is not JSON: {error}") from error
-    found = sidecar if isinstance(sidecar, dict) else {}
-    network = found.get("network")
-    kind = network.get("kind") if isinstance(network, dict) else network
-    for name, value, expected in (("schema", found.get("schema"), SCHEMA), ("network.kind", kind, KIND)):
-        if value != expected:
-            raise InputError(f"{name} of {path} must be {expected}, got {value!r}")
-    return found
-
-
 def _check_detectors(experiment: Experiment, code: CSSCode, rounds: int, basis: Basis, folder: Path) -> None:
     """Raise InputError unless there are as many detectors as code, rounds and basis imply."""
     own, other = len(code.checks(basis)), len(code.checks(opposite(basis)))
@@ -213,7 +196,7 @@ def _check_detectors(experiment: Experiment, code: CSSCode, rounds: int, basis: 
 
 
 def _code(fields: Mapping[str, Any]) -> CSSCode:
-    n = _whole(fields, "n")
+    n = whole_number(fields, "n")
 
     def matrix(text: str) -> BitMatrix:
         supports = _rows_from_text(text)

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from symdyn_core.errors import InputError
-from symdyn_qec.decoder import limited_threads
 from symdyn_qec.gf2 import BitMatrix
+from symdyn_qec.packed_decoder import PackedDecoder, check_postselect, placed
+from symdyn_qec.threads import limited_threads
 from symdyn_qec.transformer_checkpoint import TransformerCheckpoint
 
 
@@ -61,9 +62,7 @@ class TransformerDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no
         device: str | None = None,
         threads: int = 1,
     ) -> None:
-        # A comparison that also turns down NaN.
-        if postselect is not None and not 0 <= postselect <= 1:
-            raise InputError(f"postselect must be in [0, 1], got {postselect}")
+        check_postselect(postselect)
         for name, value in (("beam", beam), ("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -84,19 +83,14 @@ class TransformerDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no
         return CompiledTransformerDecoder(self, checkpoint)
 
 
-class CompiledTransformerDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has no types
+class CompiledTransformerDecoder(PackedDecoder):
     """A transformer that is ready for one circuit; made by :class:`TransformerDecoder`."""
 
     def __init__(self, settings: TransformerDecoder, checkpoint: TransformerCheckpoint) -> None:
         self.settings, self._layout = settings, checkpoint.layout
         self.num_detectors = checkpoint.layout.num_detectors
         self.num_observables = checkpoint.network.num_observables
-        try:
-            self._network = checkpoint.network.to(settings.device).eval()
-        except (RuntimeError, AssertionError) as error:  # torch's answer where it was built without CUDA
-            raise InputError(
-                f"device must be one that torch has here, got {settings.device!r}: {error}"
-            ) from error
+        self._network = placed(checkpoint.network, settings.device)
 
     def predict(self, detectors: NDArray[Any]) -> TransformerPrediction:
         """Decode shots.
@@ -108,7 +102,7 @@ class CompiledTransformerDecoder(sinter.CompiledDecoder):  # type: ignore[misc] 
         Raises:
             InputError: another type or width.
         """
-        packed, size = self._packed(np.asarray(detectors), "detectors"), self.settings.batch_size
+        packed, size = self.packed(np.asarray(detectors)), self.settings.batch_size
         observables = np.zeros((len(packed), self.num_observables), dtype=np.uint8)
         log_probability = np.zeros(len(packed), dtype=np.float32)
         with torch.inference_mode(), limited_threads(self.settings.threads):
@@ -119,40 +113,7 @@ class CompiledTransformerDecoder(sinter.CompiledDecoder):  # type: ignore[misc] 
                 observables[part], log_probability[part] = (field.cpu().numpy() for field in answer)
         return TransformerPrediction(observables, log_probability)
 
-    def decode_shots_bit_packed(
-        self, *, bit_packed_detection_event_data: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
-        """Decode for sinter.
-
-        Args:
-            bit_packed_detection_event_data: ``uint8``, little endian, shape ``(shots, ceil(detectors / 8))``.
-
-        Returns:
-            Observables, ``uint8``, little endian, shape ``(shots, ceil(k / 8))``; with ``postselect`` one
-            byte more, which is 1 where sinter shall discard the shot.
-
-        Raises:
-            InputError: as for :meth:`predict`; and for shots that are not packed.
-        """
-        name = "bit_packed_detection_event_data"
-        if bit_packed_detection_event_data.dtype != np.uint8:
-            raise InputError(f"{name} must be packed, uint8, got {bit_packed_detection_event_data.dtype}")
-        found = self.predict(self._packed(bit_packed_detection_event_data, name))
-        packed = np.packbits(found.observables, axis=1, bitorder="little")
-        if self.settings.postselect is None:
-            return packed
-        discarded = np.exp(found.log_probability) < self.settings.postselect
-        return np.hstack([packed, discarded[:, None]]).astype(np.uint8)
-
-    def _packed(self, detectors: NDArray[Any], name: str) -> NDArray[np.uint8]:
-        """Return shots packed, or raise InputError that says what is expected."""
-        width, packed_width = self.num_detectors, -(-self.num_detectors // 8)
-        if detectors.ndim == 2:
-            if detectors.dtype == np.bool_ and detectors.shape[1] == width:
-                return np.packbits(detectors, axis=1, bitorder="little")
-            if detectors.dtype == np.uint8 and detectors.shape[1] == packed_width:
-                return np.ascontiguousarray(detectors)
-        raise InputError(
-            f"{name} must be packed, uint8 of shape (shots, {packed_width}), or bool of shape "
-            f"(shots, {width}); got {detectors.dtype} of shape {detectors.shape}"
-        )
+    def answer(self, detectors: NDArray[Any]) -> tuple[BitMatrix, NDArray[np.bool_] | None]:
+        """Return predicted observables and which shots to keep, as sinter's methods want them."""
+        found, least = self.predict(detectors), self.settings.postselect
+        return found.observables, None if least is None else np.exp(found.log_probability) >= least

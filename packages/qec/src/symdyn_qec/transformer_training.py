@@ -13,7 +13,7 @@ import numpy as np
 import stim
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from symdyn_core.errors import InputError
@@ -21,6 +21,7 @@ from symdyn_core.random import numpy_generator
 from symdyn_qec.circuits import memory_circuit
 from symdyn_qec.codes import Basis, CSSCode, check_basis
 from symdyn_qec.networks.transformer import CodeTransformer, check_heads
+from symdyn_qec.optimisation import Optimisation
 from symdyn_qec.shot_stream import MIXED, SHOTS_AT_ONCE, STRENGTHS
 from symdyn_qec.training import Settings
 from symdyn_qec.transformer_layout import TokenLayout
@@ -117,7 +118,7 @@ def memory(code: CSSCode, p: float, settings: TransformerSettings) -> stim.Circu
     return memory_circuit(code, p=float(p), rounds=settings.rounds, basis=settings.basis)
 
 
-class TransformerTraining:
+class TransformerTraining(Optimisation):
     """A transformer on its way, with all that decides how it goes on.
 
     Args:
@@ -133,6 +134,9 @@ class TransformerTraining:
     (2, True)
     """
 
+    network: CodeTransformer
+    averaged: CodeTransformer
+
     def __init__(
         self,
         code: CSSCode,
@@ -141,14 +145,13 @@ class TransformerTraining:
         device: str = "cpu",
         half_precision: bool = False,
     ) -> None:
-        self.code, self.settings, self.device, self.step = code, settings, torch.device(device), 0
+        self.code, self.settings, self.device = code, settings, torch.device(device)
         self.half_precision = half_precision
         coordinates = memory(code, settings.p[0], settings).get_detector_coordinates()
         self.layout = TokenLayout(
             code, [coordinates[index] for index in range(len(coordinates))], settings.rounds
         )
-        self.network, self.averaged = (self._new_network() for _ in range(2))
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+        super().__init__(self._new_network(), self._new_network(), settings.average, settings.clip)
 
     def _new_network(self) -> CodeTransformer:
         own = self.settings
@@ -163,54 +166,9 @@ class TransformerTraining:
             yield self._advance(*next(batches))
 
     def _advance(self, detectors: Tensor, observables: Tensor) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
         detectors, observables = detectors.to(self.device), observables.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             log_odds = self.network(self.layout.checks(detectors), observables)
         loss = F.binary_cross_entropy_with_logits(log_odds, observables.to(log_odds.dtype))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.step += 1
-        self._average()
+        self.advance(loss, self.settings.rate(self.step))
         return float(loss.detach())
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        # Early on the average forgets faster, so that the start is soon gone.
-        decay = min(self.settings.average, (1 + self.step) / (10 + self.step))
-        averages: list[Tensor] = list(self.averaged.parameters())
-        weights: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return all tensors that decide how training goes on, by name."""
-        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        found |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        return found
-
-    def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """Go on from a :meth:`state`, to bit-equal weights on a CPU.
-
-        Raises:
-            InputError: a state of another network.
-        """
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "optimizer": {}}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = value
-        for name in ("network", "averaged"):
-            try:
-                getattr(self, name).load_state_dict(parts[name])
-            except RuntimeError as error:
-                raise InputError(f"the state is of another network: {str(error).splitlines()[0]}") from error
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, _, moment = name.partition(".")
-            moments.setdefault(int(index), {})[moment] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step = step

@@ -44,6 +44,12 @@ def _symdyn(fast: bool) -> Callable[[], sinter.Decoder]:
     return make
 
 
+def _classes() -> sinter.Decoder:
+    from symdyn_qec.class_decoder import ClassDecoder  # for torch's sake, as above
+
+    return ClassDecoder()
+
+
 def _built_in(name: str) -> Callable[[], sinter.Decoder]:
     return lambda: sinter.BUILT_IN_DECODERS[name]
 
@@ -52,8 +58,13 @@ def _built_in(name: str) -> Callable[[], sinter.Decoder]:
 NEURAL = ("symdyn", "symdyn-fast")
 
 DECODERS: Mapping[str, DecoderInfo] = {
-    "symdyn": DecoderInfo(_symdyn(False), "the shipped network for the circuit, then ordered statistics"),
-    "symdyn-fast": DecoderInfo(_symdyn(True), "the shipped small network, then ordered statistics"),
+    "symdyn": DecoderInfo(_symdyn(False), "the shipped network for the circuit"),
+    "symdyn-fast": DecoderInfo(_symdyn(True), "the shipped small network for the circuit"),
+    "symdyn-matching": DecoderInfo(
+        _classes,
+        "no network: the likelier class of explanations, summed around 8 matchings of each",
+        graphlike=True,
+    ),
     "bposd": DecoderInfo(
         BpOsd,
         "detectors of the observables; min-sum, adaptive, at most 1000 iterations; OSD-CS of order 7",

@@ -23,13 +23,18 @@ def export(
 
     It takes detectors and gives log odds of flips; the file beside it says how to read them out.
     """
-    from symdyn_qec.checkpoint import Checkpoint, shipped
+    from symdyn_qec.checkpoint import Checkpoint
     from symdyn_qec.codes import check_basis
     from symdyn_qec.onnx_export import export_onnx
+    from symdyn_qec.shipped import load, shipped
 
     if out.suffix != ".onnx":
         raise InputError(f"--out must end in .onnx, got {out}")
-    found = Checkpoint.load(shipped().get(checkpoint, Path(checkpoint)))
+    found = load(shipped().get(checkpoint, Path(checkpoint)))
+    if not isinstance(found, Checkpoint):
+        raise InputError(
+            f"CHECKPOINT must be of a bicycle code, got {found.name}: graph networks stand on matchings"
+        )
     with messages().status("tracing the network; this takes a minute"):
         export_onnx(found, out, check_basis(basis), batch)
     say(f"wrote {out} and {out}.json")
