@@ -33,7 +33,7 @@ def graph() -> CircuitGraph:
 
 def trained(folder, steps=4, **changes):
     return train_graph(
-        circuits(), GraphSettings(steps=steps, **TINY), folder, validation=Validation(2, shots=64), **changes
+        circuits(), GraphSettings(steps=steps, **TINY), folder, validation=Validation(2, shots=1024), **changes
     )
 
 
