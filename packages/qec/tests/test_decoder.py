@@ -221,7 +221,7 @@ def test_threads_share_out_batches(code, compiled):
         (np.zeros((3, 432), dtype=np.uint8), "got uint8 of shape .*: unpacked shots must be bool"),
         (np.zeros((3, 54), dtype=bool), "got bool of shape .*: packed shots must be uint8"),
         (np.zeros((3, 432)), "got float64 of shape"),
-        (np.zeros(54, dtype=np.uint8), r"got shape \(54,\)"),
+        (np.zeros(54, dtype=np.uint8), r"got uint8 of shape \(54,\)"),
     ],
 )
 def test_shots_of_the_wrong_width_or_type_are_refused(compiled, detectors, message):

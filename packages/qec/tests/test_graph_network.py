@@ -33,7 +33,11 @@ def graph() -> CircuitGraph:
 
 def trained(folder, steps=4, **changes):
     return train_graph(
-        circuits(), GraphSettings(steps=steps, **TINY), folder, validation=Validation(2, shots=1024), **changes
+        circuits(),
+        GraphSettings(steps=steps, **TINY),
+        folder,
+        validation=Validation(2, shots=1024),
+        **changes,
     )
 
 
@@ -84,9 +88,7 @@ class TestShots:
             assert torch.equal(own, other)
 
     def test_workers_change_nothing(self) -> None:
-        alone, shared = (
-            OpenShots(graph(), circuits(), seed=1).blocks(workers=workers) for workers in (0, 2)
-        )
+        alone, shared = (OpenShots(graph(), circuits(), seed=1).blocks(workers=workers) for workers in (0, 2))
         for _ in range(3):
             for own, other in zip(next(alone), next(shared), strict=True):
                 assert torch.equal(own, other)

@@ -201,7 +201,7 @@ def test_from_the_command_line(tmp_path):
     assert (tmp_path / RELIABILITY).read_text().startswith("<?xml")
     for bad, message in (
         (["--p", "low:high"], "--p must be a range such as 0.001:0.006, got 'low:high'"),
-        (["--validate-every", "0"], "must be at least 1, got 0 and 16"),
+        (["--validate-every", "0"], "--validate-every must be at least 1, got 0"),
         (["--code", "bb7"], "unknown code 'bb7'"),
     ):
         result = CliRunner().invoke(app, [*command, *bad])

@@ -195,8 +195,8 @@ def test_sinter_gives_packed_shots(folder):
         ({"beam": 0}, "beam must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
-        ({"postselect": 1.5}, r"postselect must be in \[0, 1\], got 1.5"),
-        ({"postselect": math.nan}, r"postselect must be in \[0, 1\], got nan"),
+        ({"postselect": 1.5}, r"postselect must be a probability in \[0, 1\], got 1.5"),
+        ({"postselect": math.nan}, r"postselect must be a probability in \[0, 1\], got nan"),
     ],
 )
 def test_bad_settings(settings, message):

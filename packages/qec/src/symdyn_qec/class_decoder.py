@@ -10,6 +10,7 @@ import numpy as np
 import sinter
 import stim
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from symdyn_core.errors import InputError
 from symdyn_qec.class_matching import CLEAR, ClassMatching
@@ -24,12 +25,13 @@ class ClassPrediction(NamedTuple):
     Fields:
         observables: predicted flips, bits, shape ``(shots, 1)``.
         log_odds: that they are right, as far as explanations were found; not negative, shape ``(shots,)``.
-        kept: whether the probability that they are right is at least ``postselect``; true where that is not
-            given, likewise.
+        confidence: the same as a probability, a little too sure, likewise.
+        kept: whether the confidence is at least ``postselect``; true where that is not given, likewise.
     """
 
     observables: BitMatrix
     log_odds: NDArray[np.float32]
+    confidence: NDArray[np.float64]
     kept: NDArray[np.bool_]
 
 
@@ -39,8 +41,7 @@ class ClassDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
     Args:
         members: matchings of each class, at least 2; more of them find more explanations.
         postselect: keep a shot only if the answer is right with at least this probability, in [0, 1]; sinter
-            counts all others as discards. The probability leaves out explanations that were not found, and is
-            a little too sure.
+            counts all others as discards.
 
     Raises:
         InputError: a value out of range.
@@ -100,9 +101,9 @@ class CompiledClassDecoder(PackedDecoder):
         energies = self._matching.candidates(shots[open_]).energies
         difference = energies[:, 1] - energies[:, 0]
         observables[open_], log_odds[open_] = difference < 0, np.abs(difference)
-        least = self.settings.postselect
-        kept = np.ones(len(shots), np.bool_) if least is None else 1 / (1 + np.exp(-log_odds)) >= least
-        return ClassPrediction(observables[:, None], log_odds, kept)
+        confidence, least = expit(log_odds.astype(np.float64)), self.settings.postselect
+        kept = np.ones(len(shots), np.bool_) if least is None else confidence >= least
+        return ClassPrediction(observables[:, None], log_odds, confidence, kept)
 
     def answer(self, detectors: NDArray[Any]) -> tuple[BitMatrix, NDArray[np.bool_] | None]:
         """Return predicted observables and which shots to keep, as sinter's methods want them."""

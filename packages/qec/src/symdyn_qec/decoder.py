@@ -156,11 +156,10 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
             return compiled
         basis = checkpoint.basis_of(dem)
         if "p" in checkpoint.training:
-            strongest = bb_memory(
-                checkpoint.code, float(checkpoint.training["p"][1]), checkpoint.rounds, basis
-            )
-            most = errors_per_shot(strongest.detector_error_model())
-            _warn_of_stronger_noise(errors_per_shot(dem), most, checkpoint.name)
+            p = float(checkpoint.training["p"][1])
+            strongest = bb_memory(checkpoint.code, p, checkpoint.rounds, basis).detector_error_model()
+            most, name = errors_per_shot(strongest), f"{checkpoint.name} (p = {p:g})"
+            _warn_of_stronger_noise(errors_per_shot(dem), most, name)
         return CompiledSymdynDecoder(self, checkpoint, basis)
 
 
@@ -298,7 +297,7 @@ def _warn_of_stronger_noise(found: float, most: float, name: str) -> None:
     """Warn if there are more errors per shot than there were in training."""
     if found > NOISE_TOLERANCE * most:
         warnings.warn(
-            f"the noise is {found / most:.2g} times as strong as the strongest that {name} was trained for: "
+            f"the noise is {found / most:.2g} times as strong as the strongest in the training of {name}: "
             "expect more failures than a decoder trained for it would have",
             stacklevel=3,
         )

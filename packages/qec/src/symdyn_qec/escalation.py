@@ -1,10 +1,11 @@
 """A quick decoder for all shots, and a better one for the few that it is not sure of.
 
-A calibrated decoder knows which shots it may be wrong about. Most failures are among a few per cent of the
-shots: decoded again by a decoder that is slow but accurate, they cost little on average.
+A calibrated decoder knows which shots it may be wrong about, and so do versions of belief propagation that
+disagree. Most failures are among a few per cent of the shots: decoded again by a decoder that is slow but
+accurate, they cost little on average.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import sinter
@@ -12,7 +13,6 @@ import stim
 from numpy.typing import NDArray
 
 from symdyn_core.errors import InputError
-from symdyn_qec.decoder import CompiledSymdynDecoder, SymdynDecoder
 from symdyn_qec.gf2 import BitMatrix
 
 # Shots that are right with less than this probability are decoded again.
@@ -35,11 +35,31 @@ class Escalated(NamedTuple):
     discarded: NDArray[np.bool_]
 
 
+class Confident(Protocol):
+    """What a first decoder says of shots."""
+
+    @property
+    def observables(self) -> BitMatrix:
+        """Predicted flips, bits, shape ``(shots, k)``."""
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """How sure it is, in [0, 1], NaN where it does not know; shape ``(shots,)``."""
+
+
+class ConfidentDecoder(Protocol):
+    """A first decoder that is ready for a circuit."""
+
+    def predict(self, detectors: NDArray[Any]) -> Confident:
+        """Decode shots, packed or not."""
+
+
 class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
     """Two decoders as one for sinter.
 
     Args:
-        first: decodes every shot; its checkpoint must be calibrated.
+        first: decodes every shot, such as :class:`~symdyn_qec.decoder.SymdynDecoder` or
+            :class:`~symdyn_qec.min_sum_decoder.MinSumDecoder`; what it is compiled to has ``predict``.
         second: any sinter decoder; its answer counts where the first one is not sure.
         below: a confidence, in [0, 1]: shots of less are escalated.
 
@@ -52,10 +72,10 @@ class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no 
     0.9
     """
 
-    def __init__(self, first: SymdynDecoder, second: sinter.Decoder, below: float = BELOW) -> None:
+    def __init__(self, first: sinter.Decoder, second: sinter.Decoder, below: float = BELOW) -> None:
         if not 0 <= below <= 1:
             raise InputError(f"below must be a probability in [0, 1], got {below}")
-        if first.postselect is not None:
+        if getattr(first, "postselect", None) is not None:
             raise InputError("the first decoder must keep every shot: leave its postselect out")
         self.first, self.second, self.below = first, second, below
 
@@ -70,7 +90,9 @@ class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no 
                 the second decoder may raise what it likes.
         """
         first = self.first.compile_decoder_for_dem(dem=dem)
-        if first.calibration is None:
+        if not hasattr(first, "predict"):
+            raise InputError(f"the first decoder must tell how sure it is, and {self.first} does not")
+        if np.isnan(first.predict(np.zeros((1, dem.num_detectors), dtype=np.bool_)).confidence).any():
             raise InputError("escalation needs a calibrated checkpoint, and this one is not calibrated")
         return CompiledEscalatingDecoder(first, self.second.compile_decoder_for_dem(dem=dem), self.below)
 
@@ -78,14 +100,14 @@ class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no 
 class CompiledEscalatingDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has no types
     """Both decoders, ready for a circuit; made by :class:`EscalatingDecoder`."""
 
-    def __init__(self, first: CompiledSymdynDecoder, second: sinter.CompiledDecoder, below: float) -> None:
+    def __init__(self, first: ConfidentDecoder, second: sinter.CompiledDecoder, below: float) -> None:
         self.first, self.second, self.below = first, second, below
 
     def predict(self, detectors: NDArray[Any]) -> Escalated:
         """Decode shots.
 
         Args:
-            detectors: as :meth:`symdyn_qec.decoder.CompiledSymdynDecoder.predict` takes them.
+            detectors: as the first decoder takes them, packed or not.
 
         Raises:
             InputError: as there.

@@ -62,9 +62,9 @@ class PackedDecoder(sinter.CompiledDecoder):  # type: ignore[misc]  # sinter has
             f"{name} must be packed, uint8 of shape (shots, {packed_width}), "
             f"or bool of shape (shots, {width})"
         )
-        if detectors.ndim != 2:
-            raise InputError(f"{expected}; got shape {detectors.shape}")
         seen = f"got {detectors.dtype} of shape {detectors.shape}"
+        if detectors.ndim != 2:
+            raise InputError(f"{expected}; {seen}")
         if detectors.dtype == np.bool_ and detectors.shape[1] == width:
             return np.packbits(detectors, axis=1, bitorder="little")
         if detectors.dtype == np.uint8 and detectors.shape[1] == packed_width:

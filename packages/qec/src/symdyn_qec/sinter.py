@@ -12,6 +12,9 @@ import sinter
 
 from symdyn_qec.baselines.registry import DECODERS, decoder_info, make_decoder
 
+# What the small network may ask.
+SECONDS = ("symdyn", "relay-bp-5", "tesseract")
+
 
 def decoders() -> dict[str, sinter.Decoder]:
     """Return the decoders by name, as ``sinter.collect(custom_decoders=...)`` takes them.
@@ -21,7 +24,7 @@ def decoders() -> dict[str, sinter.Decoder]:
     >>> "symdyn" in decoders(), "symdyn-fast+symdyn" in decoders(), "pymatching" in decoders()
     (True, True, False)
     """
-    names = [*DECODERS, *(f"symdyn-fast+{name}" for name in ("symdyn", "relay-bp-5", "tesseract"))]
+    names = [*DECODERS, "min-sum+symdyn", *(f"symdyn-fast+{name}" for name in SECONDS)]
     needed = {name: decoder_info(name).module for name in names if name not in sinter.BUILT_IN_DECODERS}
     return {
         name: make_decoder(name) for name, module in needed.items() if module is None or find_spec(module)

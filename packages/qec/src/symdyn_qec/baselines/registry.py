@@ -14,6 +14,7 @@ from symdyn_qec.baselines.fusion import FusionBlossom
 from symdyn_qec.baselines.matching import Matching
 from symdyn_qec.baselines.relay import RelayBp
 from symdyn_qec.baselines.tesseract import Tesseract
+from symdyn_qec.min_sum_decoder import MinSumDecoder
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _built_in(name: str) -> Callable[[], sinter.Decoder]:
 
 
 # Decoders that know how sure they are.
-NEURAL = ("symdyn", "symdyn-fast")
+CONFIDENT = ("symdyn", "symdyn-fast", "symdyn-matching", "min-sum")
 
 DECODERS: Mapping[str, DecoderInfo] = {
     "symdyn": DecoderInfo(_symdyn(False), "the shipped network for the circuit"),
@@ -64,6 +65,10 @@ DECODERS: Mapping[str, DecoderInfo] = {
         _classes,
         "no network: the likelier class of explanations, summed around 8 matchings of each",
         graphlike=True,
+    ),
+    "min-sum": DecoderInfo(
+        MinSumDecoder,
+        "detectors of the observables; 5 versions of 15 rounds at most, the answer of the first",
     ),
     "bposd": DecoderInfo(
         BpOsd,
@@ -121,8 +126,8 @@ def decoder_info(name: str) -> DecoderInfo:
     """Return what is known of a decoder, whether or not its package is installed.
 
     Args:
-        name: in :data:`DECODERS`; or two of them with a plus between, a neural one that hands what it is not
-            sure of to the other.
+        name: in :data:`DECODERS`; or two of them with a plus between, one of :data:`CONFIDENT` that hands
+            what it is not sure of to the other.
 
     Raises:
         InputError: unknown name, where the message suggests the nearest; or a first decoder that does not
@@ -140,8 +145,8 @@ def decoder_info(name: str) -> DecoderInfo:
 
 
 def _escalating(first: str, second: str) -> DecoderInfo:
-    if first not in NEURAL:
-        raise InputError(f"only {' and '.join(NEURAL)} know when to ask another decoder, got {first!r}")
+    if first not in CONFIDENT:
+        raise InputError(f"only {', '.join(CONFIDENT)} know when to ask another decoder, got {first!r}")
     quick, slow = decoder_info(first), decoder_info(second)
 
     def make() -> sinter.Decoder:
