@@ -226,10 +226,11 @@ def draw(curve: list[Point], noise: str, baseline: Baseline | None = None) -> "F
         baseline: on as many of them as the last point of the curve.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     from symdyn_core.plots import MEASUREMENT, RIVAL
 
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     shots = [point.shots for point in curve]
     left.plot(shots, [point.loss for point in curve], "o-", ms=3, color=MEASUREMENT)
@@ -239,11 +240,18 @@ def draw(curve: list[Point], noise: str, baseline: Baseline | None = None) -> "F
     right.fill_between(shots, *zip(*bounds, strict=True), color=MEASUREMENT, alpha=0.2, linewidth=0)
     right.set(
         xlabel="shots learnt from",
-        ylabel="failures per shot",
-        title=f"validation at {noise}, with 95 % intervals",
+        ylabel="failures per shot, 95 % intervals",
+        title=f"validation, {noise}",
         xscale="log",
         yscale="log",
     )
+    for axes in (left, right):
+        # What a run covers may be less than a decade, whose ticks would then say nothing.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter("{x:.4g}")
+        axes.yaxis.set_major_formatter("{x:.4g}")
     if baseline is not None:
         tested = curve[-1].tested
         # The count is in the label as well: a logarithmic axis has no place for no failures.
