@@ -13,6 +13,7 @@ from symdyn_core.files import write_atomically
 from symdyn_core.random import derive_seed
 from symdyn_qec.calibration import Bin, Calibration, draw_reliability, reliability
 from symdyn_qec.decoder import SymdynDecoder
+from symdyn_qec.distributed import processes
 from symdyn_qec.graph_checkpoint import GraphCheckpoint
 from symdyn_qec.graph_decoder import CompiledGraphDecoder, GraphPrediction
 from symdyn_qec.graph_training import GraphSettings, GraphTraining
@@ -38,6 +39,8 @@ def train_graph(
     on_baseline: Callable[[Baseline, int], None] = lambda baseline, shots: None,
 ) -> list[Point]:
     """Train a decoder of a circuit, or go on with a run that was interrupted.
+
+    Of several processes (:mod:`symdyn_qec.distributed`) the first alone writes and calls back.
 
     Args:
         circuits: one circuit at one or several strengths of its noise, which are taken equally often.
@@ -90,6 +93,8 @@ def train_graph(
         on_point=on_point,
         on_baseline=on_baseline,
     )
+    if processes().rank:
+        return curve
     models = [circuit.detector_error_model(approximate_disjoint_errors=True) for circuit in circuits]
     record = dataclasses.asdict(settings) | {"device": device, "shots": settings.steps * settings.batch_size}
     record |= {"errors_per_shot": [errors_per_shot(model) for model in models]}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from symdyn_core.errors import InputError
+from symdyn_qec.distributed import least, own_seed, processes, share
 from symdyn_qec.graph_reading import CircuitGraph
 from symdyn_qec.graph_shots import Batch, OpenShots
 from symdyn_qec.mechanisms import errors_per_shot
@@ -29,7 +30,7 @@ class GraphSettings:
     Fields:
         width: features per detector.
         layers: rounds of messages.
-        batch_size: open shots per step.
+        batch_size: open shots per step, as many in each process.
         steps: of the optimizer, AdamW.
         learning_rate: highest; reached linearly, then lowered along a cosine.
         warmup: steps until it is reached.
@@ -67,6 +68,10 @@ class GraphSettings:
 class GraphTraining(Optimisation):
     """A network on its way, with all that decides how it goes on.
 
+    In several processes (:mod:`symdyn_qec.distributed`) each simulates its share of every batch. All take as
+    many batches from a block, those of the process with the fewest open shots, and so are at the same place
+    of their streams; a run may be gone on with in more or fewer processes, on shots that it has not seen.
+
     Args:
         circuits: one circuit at one or several strengths of its noise.
         settings: how.
@@ -76,7 +81,7 @@ class GraphTraining(Optimisation):
 
     Raises:
         InputError: no circuits, circuits that differ in more than the strength of their noise, or ones that
-            cannot be decoded.
+            cannot be decoded; a batch that cannot be shared by the processes.
 
     >>> from symdyn_qec.circuits import surface_memory
     >>> settings = GraphSettings(width=4, layers=1, batch_size=32, steps=2)
@@ -99,7 +104,7 @@ class GraphTraining(Optimisation):
         compiled: bool = False,
     ) -> None:
         self.settings, self.device, self.half_precision = settings, torch.device(device), half_precision
-        self.circuits = list(circuits)
+        self.circuits, self._share = list(circuits), share(settings.batch_size)
         self.graph = circuit_graph(self.circuits)
         network, averaged = (
             DetectorGraphNetwork(self.graph.layout, settings.width, settings.layers, settings.seed)
@@ -112,7 +117,7 @@ class GraphTraining(Optimisation):
         self._block, self._place = 0, 0
 
     def run(self, workers: int = 0) -> Iterator[float]:
-        """Take the remaining steps; yield the loss of each.
+        """Take the remaining steps; yield the loss of each, on the shots of this process.
 
         Args:
             workers: processes that simulate ahead; 0 simulates in this one.
@@ -128,14 +133,15 @@ class GraphTraining(Optimisation):
             yield float(loss.detach())
 
     def _batches(self, workers: int) -> Iterator[Batch]:
-        size = self.settings.batch_size
-        shots = OpenShots(self.graph, self.circuits, self.settings.seed, start=self._block)
+        size = self._share
+        shots = OpenShots(self.graph, self.circuits, own_seed(self.settings.seed), start=self._block)
         for block in shots.blocks(workers):
-            whole = len(block.shot) // size
+            found = least(len(block.shot), self.device)
+            whole = found // size
             if not whole:
                 raise InputError(
-                    f"batch_size must be at most the {len(block.shot)} open shots of a block, got {size}: "
-                    "take a smaller one, or stronger noise"
+                    f"batch_size must be at most the {found * processes().world} open shots of a block, "
+                    f"got {self.settings.batch_size}: take a smaller one, or stronger noise"
                 )
             while self._place < whole:
                 start = self._place * size

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from symdyn_core.errors import InputError
+from symdyn_qec.distributed import average_gradients
 
 LOWEST_RATE = 0.02  # of the highest, at the end
 
@@ -37,16 +38,17 @@ class Optimisation:
         self.step = 0
 
     def advance(self, loss: Tensor, rate: float) -> None:
-        """Take a step.
+        """Take a step, the same in all processes: with the gradient of their mean loss.
 
         Args:
-            loss: of the network.
+            loss: of the network, on the shots of this process.
             rate: of learning.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        average_gradients(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimizer.step()
         self.step += 1

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from symdyn_core.errors import InputError
 from symdyn_core.files import check_writable, write_atomically
+from symdyn_qec.distributed import from_first, processes
 from symdyn_qec.rates import clopper_pearson
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def run_in_folder(
 ) -> tuple[list[Point], Baseline | None]:
     """Take all steps of a training, or those that are left where a folder holds a part of it.
 
+    Of several processes the first alone reads and writes files, tests, counts the baseline and calls back,
+    and the losses of the learning curve are its own.
+
     Args:
         training: at its start.
         losses: called once what the folder holds is restored; takes a step for every loss that it yields.
@@ -129,26 +133,30 @@ def run_in_folder(
     from symdyn_core.plots import to_svg
 
     folder, wanted = Path(out), json.loads(json.dumps(identity))  # JSON has no tuples
-    check_writable(folder)
+    from_first(lambda: check_writable(folder))
+    first = processes().rank == 0
     saved = _resume(training, folder, wanted)
     curve, known = saved.curve, saved.baseline_on(noise, tested)
     if known is None and training.step < steps:
-        known = baseline()
-    if known is not None:
+        known = from_first(baseline)
+    if known is not None and first:
         on_baseline(known, tested)
     seconds, start, since = curve[-1].seconds if curve else 0.0, time.perf_counter(), list[float]()
     drawn = start
     for loss in losses():
         since.append(loss)
-        on_step(training.step, loss)
+        if first:
+            on_step(training.step, loss)
         if training.step % every and training.step < steps:
             continue
         seconds += time.perf_counter() - start
         mean = sum(since) / len(since)
-        curve.append(Point(training.step, training.step * batch_size, seconds, mean, test(), tested))
-        on_point(curve[-1])
-        _save(training, folder, wanted, _Saved(curve, known, noise, tested))
-        if training.step == steps or time.perf_counter() - drawn > SECONDS_BETWEEN_FIGURES:
+        failures = from_first(test)
+        curve.append(Point(training.step, training.step * batch_size, seconds, mean, failures, tested))
+        if first:
+            on_point(curve[-1])
+            _save(training, folder, wanted, _Saved(curve, known, noise, tested))
+        if first and (training.step == steps or time.perf_counter() - drawn > SECONDS_BETWEEN_FIGURES):
             write_atomically(folder / FIGURE, to_svg(draw(curve, noise, known)))
             drawn = time.perf_counter()
         since, start = [], time.perf_counter()
@@ -197,9 +205,19 @@ def _save(training: Resumable, folder: Path, identity: Mapping[str, Any], saved:
 
 def _resume(training: Resumable, folder: Path, identity: Mapping[str, Any]) -> _Saved:
     """Restore the run in a folder, if there is one; return what else is known of it."""
+    found = from_first(lambda: _read(folder, identity))
+    if found is None:
+        return _Saved([])
+    saved, tensors, step = found
+    training.restore(tensors, step)
+    return saved
+
+
+def _read(folder: Path, identity: Mapping[str, Any]) -> tuple[_Saved, dict[str, Tensor], int] | None:
+    """Return the run in a folder, if there is one: what is known of it, its state and steps."""
     path = folder / STATE
     if not path.exists():
-        return _Saved([])
+        return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             progress: dict[str, Any] = json.loads(file.metadata()["progress"])
@@ -213,8 +231,7 @@ def _resume(training: Resumable, folder: Path, identity: Mapping[str, Any]) -> _
                 f"{folder} holds a run with {name}={found.get(name)}, not {value}; "
                 "give the same or another folder"
             )
-    training.restore(tensors, step)
-    return saved
+    return saved, tensors, step
 
 
 def draw(curve: list[Point], noise: str, baseline: Baseline | None = None) -> "Figure":

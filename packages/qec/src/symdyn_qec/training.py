@@ -20,6 +20,7 @@ from symdyn_core.errors import InputError
 from symdyn_qec.checkpoint import NETWORKS, Checkpoint
 from symdyn_qec.circuits import check_noise, check_rounds
 from symdyn_qec.codes import BivariateBicycleCode
+from symdyn_qec.distributed import own_seed, share
 from symdyn_qec.layout import TorusLayout
 from symdyn_qec.networks.fused import fused
 from symdyn_qec.networks.sector import BASES, SectorNetwork, SectorView
@@ -42,7 +43,7 @@ class Settings:
         p: lowest and highest noise strength; uniform in the logarithm.
         width: features per node of the network.
         layers: rounds of messages.
-        batch_size: shots per step, a multiple of 16.
+        batch_size: shots per step, a multiple of 16 in each process.
         steps: of the optimizer, AdamW.
         learning_rate: highest; reached linearly, then lowered along a cosine.
         warmup: steps until it is reached.
@@ -93,6 +94,9 @@ class Settings:
 class Training(Optimisation):
     """A network on its way, with all that decides how it goes on.
 
+    In several processes (:mod:`symdyn_qec.distributed`) each simulates its share of every batch; a run may be
+    gone on with in more or fewer, on shots that it has not seen.
+
     Args:
         code: to be decoded.
         settings: how.
@@ -103,7 +107,8 @@ class Training(Optimisation):
             says of every shot.
 
     Raises:
-        InputError: a teacher of other experiments, or for a network that has no use for one.
+        InputError: a teacher of other experiments, or for a network that has no use for one; a batch that
+            cannot be shared by the processes.
 
     >>> from symdyn_qec.codes import bivariate_bicycle
     >>> settings = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=2)
@@ -137,7 +142,8 @@ class Training(Optimisation):
         for part in (*self.network.layers, self.network.last_data, *self.network.heads) if compiled else ():
             part.compile()
         self._layouts = [TorusLayout(code, settings.rounds, basis) for basis in BASES]
-        half = settings.batch_size // len(BASES)
+        self._share = share(settings.batch_size, 8 * len(BASES))
+        half = self._share // len(BASES)
         if isinstance(self.network, SectorNetwork):
             self._loss: Loss = SectorLoss(self.network, settings, half, self.device, teacher)
         elif teacher is not None:
@@ -148,15 +154,14 @@ class Training(Optimisation):
             self._loss = TorusLoss(self.network, self._layouts, half, self.device)
 
     def run(self, workers: int = 0) -> Iterator[float]:
-        """Take the remaining steps; yield the loss of each.
+        """Take the remaining steps; yield the loss of each, on the shots of this process.
 
         Args:
             workers: processes that simulate ahead; 0 simulates in this one.
         """
         settings = self.settings
-        stream = ShotStream(
-            self.code, settings.rounds, settings.p, settings.batch_size, settings.seed, BASES, start=self.step
-        )
+        seed = own_seed(settings.seed)
+        stream = ShotStream(self.code, settings.rounds, settings.p, self._share, seed, BASES, start=self.step)
         batches = stream.batches(workers, pin_memory=self.device.type == "cuda")
         while self.step < settings.steps:
             yield self._advance(*next(batches))

@@ -21,6 +21,7 @@ from symdyn_qec.checkpoint import Checkpoint
 from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import BivariateBicycleCode
 from symdyn_qec.decoder import CompiledSymdynDecoder, SymdynDecoder
+from symdyn_qec.distributed import processes
 from symdyn_qec.networks.sector import BASES
 from symdyn_qec.run_folder import Baseline, Point, run_in_folder
 from symdyn_qec.training import Settings, Training
@@ -48,6 +49,8 @@ def train(
     on_baseline: Callable[[Baseline, int], None] = lambda baseline, shots: None,
 ) -> list[Point]:
     """Train a decoder, or go on with a run that was interrupted.
+
+    Of several processes (:mod:`symdyn_qec.distributed`) the first alone writes and calls back.
 
     Args:
         code: to be decoded.
@@ -105,6 +108,8 @@ def train(
         on_point=on_point,
         on_baseline=on_baseline,
     )
+    if processes().rank:
+        return curve
     record = dataclasses.asdict(settings) | {"device": device, "shots": settings.steps * settings.batch_size}
     record |= {"teacher": None if teacher is None else teacher.name}
     record |= {"curve": [dataclasses.asdict(point) for point in curve]}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -39,6 +39,20 @@ class _Run:
     noise: str
 
 
+def _in_every_process(command: Callable[..., None]) -> Callable[..., None]:
+    """Let torchrun start a command that has a device."""
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        from symdyn_qec.distributed import joined
+
+        with joined(options["device"]) as own:
+            command(**options | {"device": own})
+
+    return run
+
+
+@_in_every_process
 def train(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the run; resumed if there is one in it.")
@@ -118,7 +132,8 @@ def train(
     """Train a decoder on simulated shots, for both memory experiments of a bicycle code or for a circuit.
 
     Writes a checkpoint that `SymdynDecoder` reads, the learning curve, and all that it takes to go on after
-    an interruption: run the same command again.
+    an interruption: run the same command again. On several GPUs: `torchrun --nproc-per-node 4 --no-python
+    symdyn qec train --device cuda ...`, with the same shots per step, shared by the processes.
     """
     from symdyn_qec.circuits import SCALABLE
     from symdyn_qec.training_run import RELIABILITY
