@@ -53,4 +53,7 @@ def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | Graph
             reasons.append(str(error))
         else:
             return checkpoint
-    raise InputError(f"no shipped checkpoint is for this model: {'; '.join(reasons)}")
+    raise InputError(
+        f"no shipped checkpoint is for this model: {'; '.join(reasons)}. "
+        "`symdyn qec train` makes one; the decoder symdyn-matching needs none"
+    )
