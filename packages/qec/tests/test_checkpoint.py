@@ -11,7 +11,7 @@ from symdyn_qec.checkpoint import SIDECAR, WEIGHTS, Checkpoint
 from symdyn_qec.circuits import bb_memory, memory_circuit
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.networks.torus import TorusNetwork
-from symdyn_qec.shipped import find, shipped
+from symdyn_qec.shipped import find, load, shipped
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_loops_and_decompositions_do_not_matter(small):
 
 
 def test_shipped_checkpoints_say_how_they_were_trained():
-    checkpoints = {name: Checkpoint.load(folder) for name, folder in shipped().items()}
-    assert "bb72" in checkpoints
+    checkpoints = {name: load(folder) for name, folder in shipped().items()}
+    assert set(checkpoints) == {"bb72", "bb72-fast", "surface-d3", "surface-d5"}
     for checkpoint in checkpoints.values():
         assert checkpoint.training["shots"] > 10**4
         assert {"hardware", "seconds", "p"} <= checkpoint.training.keys()

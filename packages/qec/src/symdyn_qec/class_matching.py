@@ -71,7 +71,7 @@ class ClassMatching:
     >>> split = SplitModel.of(dem)
     >>> matching = ClassMatching(split, split.probabilities(dem, "this"))
     >>> found = matching.candidates(np.array([[1, 0]], dtype=np.uint8))
-    >>> float(np.round(found.energies[0, 1] - found.energies[0, 0], 3))  # log(4): one error against two
+    >>> round(float(found.energies[0, 1] - found.energies[0, 0]), 3)  # log(4): one error against two
     1.386
     """
 

@@ -67,6 +67,7 @@ class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no 
         InputError: a confidence out of range, or a first decoder that discards shots.
 
     >>> from symdyn_qec.baselines.registry import make_decoder
+    >>> from symdyn_qec.decoder import SymdynDecoder
     >>> decoder = EscalatingDecoder(SymdynDecoder(), make_decoder("vacuous"), below=0.9)
     >>> decoder.below
     0.9
