@@ -77,8 +77,7 @@ class CompiledGraphDecoder(PackedDecoder):
         with limited_threads(self.settings.threads):
             for start in range(0, len(seen.open), self.settings.batch_size):
                 part = slice(start, start + self.settings.batch_size)
-                edges = None if seen.edges is None else seen.edges[part]
-                odds[seen.open[part]] = self._log_odds(seen.fired[part], edges, seen.shot[part])
+                odds[seen.open[part]] = self._log_odds(seen.fired[part], seen.edges[part], seen.shot[part])
         observables ^= (odds > 0).astype(np.uint8)
         doubt = np.logaddexp(0.0, -np.abs(odds)).sum(axis=1)
         if self.calibration is None:
@@ -95,14 +94,14 @@ class CompiledGraphDecoder(PackedDecoder):
         return found.observables, None if self.settings.postselect is None else found.kept
 
     def _log_odds(
-        self, fired: BitMatrix, edges: NDArray[np.float32] | None, shot: NDArray[np.float32]
+        self, fired: BitMatrix, edges: NDArray[np.float32], shot: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return the network's log odds that what was predicted is wrong, shape ``(shots, k)``."""
         device, half = torch.device(self.settings.device), self.settings.dtype == "bfloat16"
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             odds = self._network(
                 torch.from_numpy(fired).to(device, torch.float32),
-                None if edges is None else torch.from_numpy(edges).to(device),
+                torch.from_numpy(edges).to(device),
                 torch.from_numpy(shot).to(device),
             )
         found: NDArray[np.float32] = odds.float().cpu().numpy()

@@ -1,5 +1,6 @@
 """The graph that a network for any circuit works on: detectors, joined where an error flips both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class GraphLayout:
     Fields:
         num_detectors: of the model.
         num_observables: likewise.
-        num_edges: likewise; 0 where matching is of no use.
+        num_edges: of the model split into edges; of errors where matching is of no use.
         pairs: detectors that an error flips together, and every one with itself; shape ``(pairs, 2)``.
         pair_groups: group of each pair, shape ``(pairs,)``.
         incident: edges at each detector, filled up with ``num_edges``, shape ``(detectors, most)``.
@@ -61,16 +62,17 @@ class GraphLayout:
         first, second = np.nonzero((together > 0) | np.eye(n, dtype=bool))
         pairs = np.stack([first, second], axis=1)
 
-        def kind(here: int, there: int | str, rate: float) -> tuple[object, ...]:
+        def size(rate: float) -> int:
             # Rates that differ by less than a factor of sqrt 2, about, are the same.
-            size = round(2 * np.log2(rate)) if rate else None
-            if isinstance(there, str):
-                return there, size
-            step = [round(b - a, 6) for a, b in zip(place[here], place[there], strict=False)]
-            return *step, here == there, size
+            return round(2 * np.log2(rate)) if rate else 0
 
-        groups = _numbered([kind(int(a), int(b), float(together[a, b])) for a, b in pairs])
-        edges = split.edges if split.sides() is not None else ()
+        def steps(here: int, there: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+            return tuple(
+                tuple(round(b - a, 6) for a, b in zip(place[here], place[end], strict=False)) for end in there
+            )
+
+        groups = _numbered([(steps(a, [b]), a == b, size(together[a, b])) for a, b in pairs.tolist()])
+        edges = split.edges if split.sides() is not None else split.flips
         at: list[list[int]] = [[] for _ in range(n)]
         for number, (detectors, _) in enumerate(edges):
             for detector in detectors:
@@ -83,16 +85,15 @@ class GraphLayout:
                 incident[detector, slot] = number
                 ends, observables = edges[number]
                 others = [end for end in ends if end != detector]
-                there = others[0] if others else f"boundary {len(observables)}"
-                rate = float(together[detector, others[0] if others else detector])
-                kinds.append(kind(detector, there, rate))
+                rate = together[detector, others[0] if others else detector]
+                kinds.append((steps(detector, others), bool(observables and not others), size(rate)))
                 slots.append((detector, slot))
         for (detector, slot), group in zip(slots, _numbered(kinds), strict=True):
             alike[detector, slot] = group
         return cls(n, dem.num_observables, len(edges), pairs, groups, incident, alike)
 
 
-def _numbered(kinds: list[tuple[object, ...]]) -> Indices:
+def _numbered(kinds: Sequence[tuple[object, ...]]) -> Indices:
     """Return the same number for the same kinds, in order of appearance."""
     numbers: dict[tuple[object, ...], int] = {}
     return np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], dtype=np.int64)

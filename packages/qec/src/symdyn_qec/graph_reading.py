@@ -7,13 +7,25 @@ from typing import NamedTuple
 import numpy as np
 import stim
 from numpy.typing import NDArray
+from scipy import sparse
 
+from symdyn_core.random import numpy_generator
 from symdyn_qec.class_matching import CLEAR, ClassMatching
 from symdyn_qec.gf2 import BitMatrix
 from symdyn_qec.graph_layout import GraphLayout
+from symdyn_qec.min_sum import MinSum
 from symdyn_qec.split_model import SplitModel
 
 Floats = NDArray[np.float32]
+
+# Of belief propagation: versions, how far their priors differ in the logarithm, and how each goes on.
+VERSIONS, PERTURBATION, ROUNDS, SCALE = 5, 0.5, 30, 0.8
+
+# Prior of errors that cannot happen under the noise at hand.
+IMPOSSIBLE = 1e-12
+
+# Preference in nats if nearly all versions agree; what it is worth the network learns.
+AGREEMENT = 3.0
 
 # Members of an ensemble of matchings: with twice as many the surface code of distance 5 fails 3 % less often.
 MEMBERS = 8
@@ -23,12 +35,14 @@ class Seen(NamedTuple):
     """What is known of some shots before a network sees them.
 
     Fields:
-        observables: predicted so far, bits, shape ``(shots, observables)``; zero where matching is of no use.
-        preference: for this prediction, in nats, shape ``(shots,)``.
+        observables: predicted so far, by sums over classes or where matching is of no use by belief
+            propagation, bits, shape ``(shots, observables)``.
+        preference: for this prediction, in nats or what stands for them, shape ``(shots,)``.
         open: numbers of the shots that the network shall see, shape ``(open,)``.
         fired: their detectors, bits, shape ``(open, detectors)``.
         edges: their edges, as :class:`~symdyn_qec.class_matching.Candidates` has them, those of the predicted
-            class first, shape ``(open, 2, edges)``; ``None`` where matching is of no use.
+            class first; where matching is of no use the errors that the prediction stands on, and how many
+            versions believe in each. Shape ``(open, 2, edges)``.
         shot: their features as a whole, shape ``(open, 3)``.
     """
 
@@ -36,7 +50,7 @@ class Seen(NamedTuple):
     preference: Floats
     open: NDArray[np.int64]
     fired: BitMatrix
-    edges: Floats | None
+    edges: Floats
     shot: Floats
 
 
@@ -68,7 +82,7 @@ class CircuitGraph:
     @cached_property
     def matched(self) -> bool:
         """Whether matching is of use."""
-        return self.layout.num_edges > 0
+        return self.split.sides() is not None
 
     @cached_property
     def errors_per_shot(self) -> float:
@@ -97,9 +111,8 @@ class ShotReader:
     """
 
     def __init__(self, graph: CircuitGraph, probabilities: NDArray[np.float64]) -> None:
-        self.graph = graph
         self.noise = float(np.log(max(probabilities.sum(), 1e-12) / graph.errors_per_shot))
-        self._matching = ClassMatching(graph.split, probabilities, MEMBERS) if graph.matched else None
+        self._guess = (_Matched if graph.matched else _Believed)(graph.split, probabilities)
 
     def read(self, detectors: BitMatrix) -> Seen:
         """Return what is known of shots.
@@ -107,11 +120,23 @@ class ShotReader:
         Args:
             detectors: bits, shape ``(shots, detectors)``.
         """
-        shots = len(detectors)
-        if self._matching is None:
-            known = np.zeros((shots, self.graph.layout.num_observables), np.uint8)
-            features = np.tile(np.array([0.0, 0.0, self.noise], np.float32), (shots, 1))
-            return Seen(known, np.zeros(shots, np.float32), np.arange(shots), detectors, None, features)
+        observables, preference, open_, edges, second = self._guess(detectors)
+        noise = np.full(len(open_), self.noise, np.float32)
+        shot = np.stack([preference[open_], second, noise], axis=1)
+        return Seen(observables, preference, open_, detectors[open_], edges, shot)
+
+
+# Observables, preference, numbers of open shots, their edges, and one more feature of them.
+_Guess = tuple[BitMatrix, Floats, NDArray[np.int64], Floats, Floats]
+
+
+class _Matched:
+    """The better of two classes, by sums over explanations."""
+
+    def __init__(self, split: SplitModel, probabilities: NDArray[np.float64]) -> None:
+        self._matching = ClassMatching(split, probabilities, MEMBERS)
+
+    def __call__(self, detectors: BitMatrix) -> _Guess:
         observables, preference = self._matching.gaps(detectors)
         open_ = np.flatnonzero(preference < CLEAR)
         found = self._matching.candidates(detectors[open_])
@@ -122,7 +147,37 @@ class ShotReader:
         order = np.stack([better[kept], 1 - better[kept]], axis=1)
         least = np.take_along_axis(found.least[kept], order, axis=1)
         edges = np.take_along_axis(found.edges[kept], order[:, :, None], axis=1)
-        open_ = open_[kept]
-        noise = np.full(len(open_), self.noise, np.float32)
-        shot = np.stack([preference[open_], least[:, 1] - least[:, 0], noise], axis=1)
-        return Seen(observables[:, None], preference, open_, detectors[open_], edges, shot)
+        return observables[:, None], preference, open_[kept], edges, least[:, 1] - least[:, 0]
+
+
+class _Believed:
+    """What versions of belief propagation agree on."""
+
+    def __init__(self, split: SplitModel, probabilities: NDArray[np.float64]) -> None:
+        rows = [(detector, number) for number, (ends, _) in enumerate(split.flips) for detector in ends]
+        place = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+        shape = split.num_detectors, len(split.flips)
+        checks = sparse.csr_array((np.ones(len(rows), np.uint8), (place[0], place[1])), shape=shape)
+        self._flips = np.zeros((len(split.flips), split.num_observables), np.float32)
+        for number, (_, observables) in enumerate(split.flips):
+            self._flips[number, list(observables)] = 1
+        self._versions = []
+        for member in range(VERSIONS):
+            noise = numpy_generator(0, "priors", member).normal(size=len(probabilities)) if member else 0.0
+            priors = np.clip(probabilities * np.exp(PERTURBATION * noise), IMPOSSIBLE, 0.5)
+            self._versions.append(MinSum(checks, priors, ROUNDS, SCALE))
+
+    def __call__(self, detectors: BitMatrix) -> _Guess:
+        answers = [version.decode(detectors) for version in self._versions]
+        believed = np.stack([answer.errors for answer in answers], axis=1)
+        concluded = np.stack([answer.rounds > 0 for answer in answers], axis=1)
+        observables = ((believed.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
+        # The answer is that of the first version to come to one; how many agree says how sure it is.
+        first = concluded.argmax(axis=1)
+        guess = np.take_along_axis(observables, first[:, None, None], axis=1)[:, 0]
+        agree = (concluded & (observables == guess[:, None]).all(axis=2)).mean(axis=1).astype(np.float32)
+        preference = np.where(agree == 1, CLEAR, AGREEMENT * agree).astype(np.float32)
+        open_ = np.flatnonzero(agree < 1)
+        chosen = np.take_along_axis(believed[open_], first[open_, None, None], axis=1)[:, 0]
+        edges = np.stack([chosen, believed[open_].mean(axis=1)], axis=1).astype(np.float32)
+        return guess, preference, open_, edges, concluded[open_].mean(axis=1).astype(np.float32)

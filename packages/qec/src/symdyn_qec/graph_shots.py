@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     Fields:
         fired: detectors, bytes, shape ``(shots, detectors)``.
         edges: as in :class:`~symdyn_qec.graph_reading.Seen` but in 255ths, bytes, shape
-            ``(shots, 2, edges)``, without edges where matching is of no use.
+            ``(shots, 2, edges)``.
         shot: as there, shape ``(shots, 3)``.
         wrong: whether the prediction so far is wrong, bytes, shape ``(shots, observables)``.
     """
@@ -36,10 +36,10 @@ class Batch(NamedTuple):
     shot: Tensor
     wrong: Tensor
 
-    def inputs(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return what a network reads, on a device."""
         fired, edges, shot = (field.to(device, non_blocking=True).float() for field in self[:3])
-        return fired, edges / LEVELS if edges.shape[2] else None, shot
+        return fired, edges / LEVELS, shot
 
 
 class OpenShots(IterableDataset[Batch]):
@@ -95,11 +95,7 @@ class OpenShots(IterableDataset[Batch]):
             detectors, observables = sampler.sample(SHOTS_AT_ONCE, separate_observables=True)
             seen = reader.read(detectors.view(np.uint8))
             wrong = (seen.observables ^ observables)[seen.open]
-            edges = (
-                np.zeros((len(wrong), 2, 0), np.uint8)
-                if seen.edges is None
-                else np.rint(seen.edges * LEVELS).astype(np.uint8)
-            )
+            edges = np.rint(seen.edges * LEVELS).astype(np.uint8)
             parts.append((seen.fired, edges, seen.shot, wrong))
         order = numpy_generator(self.seed, "order", number).permutation(sum(len(part[3]) for part in parts))
         mixed = (np.concatenate(field)[order] for field in zip(*parts, strict=True))

@@ -36,7 +36,7 @@ class Normal(Protocol):
 
 
 class DetectorGraphNetwork(nn.Module):
-    r"""Log odds for each observable that it is not what matching says, or that it flips where there is none.
+    r"""Log odds for each observable that it is not what matching or belief propagation says.
 
     Args:
         layout: of the circuit.
@@ -48,7 +48,7 @@ class DetectorGraphNetwork(nn.Module):
     >>> from symdyn_qec.split_model import SplitModel
     >>> dem = stim.DetectorErrorModel("error(0.1) D0 D1\nerror(0.1) D1 D2 D3 L0")
     >>> network = DetectorGraphNetwork(GraphLayout.of(dem, SplitModel.of(dem)), width=4, layers=1)
-    >>> network(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), None, torch.zeros(1, 3)).shape
+    >>> network(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), torch.zeros(1, 2, 2), torch.zeros(1, 3)).shape
     torch.Size([1, 1])
     """
 
@@ -63,7 +63,7 @@ class DetectorGraphNetwork(nn.Module):
         self.register_buffer("scales", torch.tensor(SCALES), persistent=False)
         self.place = normal(n, width, scale=0.3)
         self.fired = nn.Parameter(normal(1, width).data + normal(n, width, scale=0.1).data)
-        self.hints = Hints(layout, width, normal) if layout.num_edges else None
+        self.hints = Hints(layout, width, normal)
         self.shot = normal(SHOT_FEATURES, width, scale=SHOT_FEATURES**-0.5)
         self.layers = nn.ModuleList(Layer(layout, width, normal) for _ in range(layers))
         self.norm = FeatureNorm(width)
@@ -74,13 +74,13 @@ class DetectorGraphNetwork(nn.Module):
         self.out = nn.Parameter(torch.zeros(layout.num_observables, MIXED))
         self.offset = nn.Parameter(torch.zeros(layout.num_observables))
 
-    def forward(self, fired: Tensor, edges: Tensor | None, shot: Tensor) -> Tensor:
+    def forward(self, fired: Tensor, edges: Tensor, shot: Tensor) -> Tensor:
         """Return log odds.
 
         Args:
             fired: detectors, zeros and ones, shape ``(shots, detectors)``.
-            edges: probabilities of edges in the better and in the other class, shape ``(shots, 2, edges)``;
-                ``None`` for a layout without edges.
+            edges: probabilities of edges in the better and in the other class, or what stands for them, shape
+                ``(shots, 2, edges)``.
             shot: features of each shot as a whole, shape ``(shots, 3)``; the first is the preference for the
                 better class, in nats, which the log odds start from.
 
@@ -94,8 +94,7 @@ class DetectorGraphNetwork(nn.Module):
         scaled = shot * scales
         features = fired[..., None] * self.fired + self.place + (scaled @ self.shot)[:, None]
         features = features.to(kind).permute(2, 0, 1).contiguous()
-        if self.hints is not None and edges is not None:
-            features = features + self.hints(edges.to(kind))
+        features = features + self.hints(edges.to(kind))
         for layer in self.layers:
             features = layer(features)
         seen = self.norm(features)
