@@ -27,21 +27,21 @@ def test_on_a_tree_it_finds_the_likeliest_errors() -> None:
     priors = np.random.default_rng(0).uniform(0.01, 0.4, size=9)
     chain = sparse.csr_array(np.eye(8, 9, dtype=np.uint8) + np.eye(8, 9, 1, dtype=np.uint8))
     errors = (np.random.default_rng(1).random((200, 9)) < 0.3).astype(np.uint8)
-    found = MinSum(chain, priors, rounds=20, scale=1.0).decode(
+    found = MinSum(chain, priors[None], [1.0], rounds=20).decode(
         (errors @ chain.T.toarray() & 1).astype(np.uint8)
     )
     cost = np.log((1 - priors) / priors)
     best = np.where((errors @ cost <= (1 - errors) @ cost)[:, None], errors, 1 - errors)
     assert (found.rounds > 0).all()
-    assert np.array_equal(found.errors, best)
+    assert np.array_equal(found.errors[:, 0], best)
 
 
 def test_errors_explain_the_detectors_wherever_there_is_a_conclusion(shots) -> None:
     problem = DecodingProblem.of(RareErrors.of(BB.detector_error_model()), one_sector=True)
     syndromes = shots[0][:, problem.detectors].astype(np.uint8)
-    found = MinSum(problem.checks, problem.priors).decode(syndromes)
-    explained = (syndromes == (problem.checks @ found.errors.T & 1).T).all(axis=1)
-    assert np.array_equal(explained, found.rounds > 0)
+    found = MinSum(problem.checks, problem.priors[None], [0.9]).decode(syndromes)
+    explained = (syndromes == (problem.checks @ found.errors[:, 0].T & 1).T).all(axis=1)
+    assert np.array_equal(explained, found.rounds[:, 0] > 0)
     assert 0.8 < explained.mean() < 1
     assert found.rounds.max() <= 15
 
@@ -89,16 +89,21 @@ def test_no_shots_get_no_answers() -> None:
     ("changes", "message"),
     [
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"scale": 0.0}, r"scale must be in \(0, 1\], got 0"),
-        ({"scale": float("nan")}, r"scale must be in \(0, 1\], got nan"),
-        ({"priors": np.full(2, 0.1)}, "priors must be 3, one for each error, got 2"),
-        ({"priors": np.array([0.1, 0.2, 0.7])}, r"priors must be in \(0, 1/2\], got 0.1 to 0.7"),
-        ({"priors": np.array([0.1, 0.2, 0.0])}, r"priors must be in \(0, 1/2\], got 0 to 0.2"),
+        ({"scales": [0.0]}, r"scales must be in \(0, 1\], .* got \[0.0\]"),
+        ({"scales": [float("nan")]}, r"scales must be in \(0, 1\], .* got \[nan\]"),
+        ({"priors": np.full((1, 2), 0.1)}, r"priors must have shape .* = \(1, 3\), got \(1, 2\)"),
+        ({"priors": np.full((2, 3), 0.1)}, r"priors must have shape .* = \(1, 3\), got \(2, 3\)"),
+        ({"priors": np.array([[0.1, 0.2, 0.7]])}, r"priors must be in \(0, 1/2\], got 0.1 to 0.7"),
+        ({"priors": np.array([[0.1, 0.2, 0.0]])}, r"priors must be in \(0, 1/2\], got 0 to 0.2"),
     ],
-    ids=["rounds", "scale", "nan", "priors", "likely", "never"],
+    ids=["rounds", "scale", "nan", "errors", "versions", "likely", "never"],
 )
 def test_settings_out_of_range_are_refused(changes, message) -> None:
-    settings = {"checks": sparse.csr_array([[1, 1, 0], [0, 1, 1]]), "priors": np.full(3, 0.1)}
+    settings = {
+        "checks": sparse.csr_array([[1, 1, 0], [0, 1, 1]]),
+        "priors": np.full((1, 3), 0.1),
+        "scales": [0.9],
+    }
     with pytest.raises(InputError, match=message):
         MinSum(**(settings | changes))
 

@@ -27,7 +27,7 @@ IMPOSSIBLE = 1e-12
 # Preference in nats if nearly all versions agree; what it is worth the network learns.
 AGREEMENT = 3.0
 
-# Members of an ensemble of matchings: with twice as many the surface code of distance 5 fails 3 % less often.
+# Members of an ensemble of matchings: at distance 5 half as many fail 2 % more often, twice as many not less.
 MEMBERS = 8
 
 
@@ -161,16 +161,14 @@ class _Believed:
         self._flips = np.zeros((len(split.flips), split.num_observables), np.float32)
         for number, (_, observables) in enumerate(split.flips):
             self._flips[number, list(observables)] = 1
-        self._versions = []
-        for member in range(VERSIONS):
-            noise = numpy_generator(0, "priors", member).normal(size=len(probabilities)) if member else 0.0
-            priors = np.clip(probabilities * np.exp(PERTURBATION * noise), IMPOSSIBLE, 0.5)
-            self._versions.append(MinSum(checks, priors, ROUNDS, SCALE))
+        noise = numpy_generator(0, "priors").normal(size=(VERSIONS, len(probabilities)))
+        noise[0] = 0
+        priors = np.clip(probabilities * np.exp(PERTURBATION * noise), IMPOSSIBLE, 0.5)
+        self._propagation = MinSum(checks, priors, [SCALE] * VERSIONS, ROUNDS)
 
     def __call__(self, detectors: BitMatrix) -> _Guess:
-        answers = [version.decode(detectors) for version in self._versions]
-        believed = np.stack([answer.errors for answer in answers], axis=1)
-        concluded = np.stack([answer.rounds > 0 for answer in answers], axis=1)
+        believed, rounds = self._propagation.decode(detectors)
+        concluded = rounds > 0
         observables = ((believed.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
         # The answer is that of the first version to come to one; how many agree says how sure it is.
         first = concluded.argmax(axis=1)

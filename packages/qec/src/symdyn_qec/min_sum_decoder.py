@@ -29,14 +29,17 @@ PERTURBATION = 0.5
 
 ROUNDS = 15
 
+# Beliefs in thousands of errors of all versions at once would fill the memory.
+SHOTS_AT_ONCE = 1024
+
 
 class MinSumPrediction(NamedTuple):
     """What belief propagation makes of some shots.
 
     Fields:
         observables: as the first version predicts them, bits, shape ``(shots, k)``.
-        confidence: share of the versions, one after the other, that come to the same conclusion before one
-            does not; 0 where the first comes to none. Not a probability. Shape ``(shots,)``.
+        confidence: share of the versions that come to the conclusion of the first; 0 where that comes to
+            none. Not a probability. Shape ``(shots,)``.
     """
 
     observables: BitMatrix
@@ -86,11 +89,12 @@ class CompiledMinSumDecoder(PackedDecoder):
         self._problem = DecodingProblem.of(self._rare, one_sector=True)
         self._flips = self._problem.observables.toarray().T.astype(np.float32)
         priors = self._problem.priors
-        self._versions = [MinSum(self._problem.checks, priors, ROUNDS, FIRST_SCALE)]
+        versions = [priors]
         for member in range(1, settings.members):
             noise = numpy_generator(settings.seed, "priors", member).normal(size=len(priors))
-            perturbed = np.minimum(priors * np.exp(PERTURBATION * noise), 0.5)
-            self._versions.append(MinSum(self._problem.checks, perturbed, ROUNDS, SCALE))
+            versions.append(np.minimum(priors * np.exp(PERTURBATION * noise), 0.5))
+        scales = [FIRST_SCALE, *[SCALE] * (settings.members - 1)]
+        self._propagation = MinSum(self._problem.checks, np.stack(versions), scales, ROUNDS)
         # What is compiled at its first use is so now; no shot shall wait for it.
         self.predict(np.zeros((1, self.num_detectors), dtype=np.bool_))
 
@@ -106,21 +110,20 @@ class CompiledMinSumDecoder(PackedDecoder):
         """
         shots = self.unpacked(np.asarray(detectors)) ^ self._rare.detectors
         syndromes = shots[:, self._problem.detectors]
-        observables, concluded = self._concluded(self._versions[0], syndromes)
-        agreeing, together = concluded.astype(np.int64), np.flatnonzero(concluded)
-        for version in self._versions[1:]:
-            found, concluded = self._concluded(version, syndromes[together])
-            together = together[concluded & (found == observables[together]).all(axis=1)]
-            agreeing[together] += 1
-        return MinSumPrediction(observables ^ self._rare.observables, agreeing / len(self._versions))
+        starts = range(0, max(len(syndromes), 1), SHOTS_AT_ONCE)
+        parts = [self._agreed(syndromes[start : start + SHOTS_AT_ONCE]) for start in starts]
+        observables, confidence = (np.concatenate(field) for field in zip(*parts, strict=True))
+        return MinSumPrediction(observables ^ self._rare.observables, confidence)
 
     def answer(self, detectors: NDArray[Any]) -> tuple[BitMatrix, NDArray[np.bool_] | None]:
         """Return predicted observables; all shots are kept."""
         return self.predict(detectors).observables, None
 
-    def _concluded(self, version: MinSum, syndromes: BitMatrix) -> tuple[BitMatrix, NDArray[np.bool_]]:
-        """Return observables, and whether the errors believed in explain the detectors."""
-        found = version.decode(syndromes)
+    def _agreed(self, syndromes: BitMatrix) -> tuple[BitMatrix, NDArray[np.float64]]:
+        """Return the observables of the first version, and the share of versions that agree."""
+        found = self._propagation.decode(syndromes)
         # Counts of a few hundred errors are exact in float32, and a product of floats is a fast one.
-        observables = (found.errors.astype(np.float32) @ self._flips).astype(np.int64) & 1
-        return observables.astype(np.uint8), found.rounds > 0
+        observables = ((found.errors.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
+        first, concluded = observables[:, 0], found.rounds > 0
+        agree = concluded & concluded[:, :1] & (observables == first[:, None]).all(axis=2)
+        return first, agree.mean(axis=1)
