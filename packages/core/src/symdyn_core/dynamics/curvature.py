@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from symdyn_core.errors import InputError
 from symdyn_core.estimate import Estimate, mean
+from symdyn_core.mean_loss import check_mean_loss
 from symdyn_core.params import (
     FrozenModel,
     LossFunction,
@@ -34,8 +35,6 @@ from symdyn_core.random import torch_generator
 
 # Below this the matrix itself is cheaper than an iteration.
 DENSE_DIMENSION = 64
-# The mean of the losses of single samples is the loss of them all, or differs by its own size.
-MEAN_TOLERANCE = 1e-8
 # What is computed at once; the rest waits, so that memory stays bounded.
 SAMPLES_AT_ONCE = 256
 VECTORS_AT_ONCE = 64  # of a small model; those of a large one are faster one by one
@@ -383,12 +382,7 @@ class Curvature:
             together = float(self._loss(self._params, inputs, targets))
             pairs = zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True)
             single = [float(self._loss(self._params, x, y)) for x, y in pairs]
-        average, scale = sum(single) / len(single), sum(map(abs, single)) / len(single)
-        if not abs(together - average) <= MEAN_TOLERANCE * scale:
-            raise InputError(
-                f"the loss must be the mean of the losses of single samples, got {together:g} for "
-                f"{len(inputs)} samples together and a mean of {average:g} one by one"
-            )
+        check_mean_loss(together, single)
 
     def _check_differentiable(self) -> None:
         inputs, targets = self._inputs[:CHECK_SAMPLES], self._targets[:CHECK_SAMPLES]

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from symdyn_core.errors import InputError, unknown
+from symdyn_core.mean_loss import check_mean_loss
 from symdyn_core.params import (
     FrozenModel,
     LossFunction,
@@ -43,7 +44,7 @@ from symdyn_core.params import (
     to_vector,
 )
 from symdyn_core.symmetry.charges import Step
-from symdyn_core.symmetry.gradients import MEAN_TOLERANCE, GradientMoments, per_sample_gradients
+from symdyn_core.symmetry.gradients import GradientMoments, per_sample_gradients
 
 LearningRate = float | Mapping[str, float | Tensor]
 """One learning rate, or one for each parameter by name: a number or a tensor that broadcasts to its shape."""
@@ -243,13 +244,9 @@ def _live(
     loss = losses.mean()
     _check_finite(loss)
     with torch.no_grad():
-        together = torch.as_tensor(loss_fn(model(inputs), targets))
-        tolerance = max(MEAN_TOLERANCE, 100 * torch.finfo(losses.dtype).eps) * losses.abs().mean()
-    if not bool((together - loss).abs() <= tolerance):
-        raise InputError(
-            f"the loss must be the mean of the losses of single samples, got {together.item():g} for "
-            f"{len(inputs)} samples together and a mean of {loss.item():g} one by one"
-        )
+        together = float(torch.as_tensor(loss_fn(model(inputs), targets)))
+    epsilon = torch.finfo(losses.dtype).eps
+    check_mean_loss(together, losses.tolist(), max(1e-8, 100 * epsilon), epsilon)
     mean = {name: gradient.mean(dim=0) for name, gradient in gradients.items()}
     centred = {name: gradients[name] - mean[name] for name in mean}
     return loss, square(mean), share * torch.func.vmap(square)(centred).mean()

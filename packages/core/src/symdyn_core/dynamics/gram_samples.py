@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from symdyn_core.dynamics.gram import BLOCK_NUMBERS, Direct, Factor, merged
 from symdyn_core.dynamics.gram_layers import RULES, factors_of
 from symdyn_core.errors import InputError
+from symdyn_core.mean_loss import check_mean_loss
 from symdyn_core.params import FrozenModel, LossFunction, check_data, frozen_copy
 from symdyn_core.symmetry.structure.forward import plain_operations
 
@@ -236,12 +237,7 @@ class SampleGradients:
             together = float(self._loss(outputs, targets))
             pairs = zip(torch.split(outputs, 1), torch.split(targets, 1), strict=True)
             single = [float(self._loss(*pair)) for pair in pairs]
-        average, scale = sum(single) / len(single), sum(map(abs, single)) / len(single)
-        if not abs(together - average) <= _tolerance(outputs) * scale:
-            raise InputError(
-                f"the loss must be the mean of the losses of single samples, got {together:g} for "
-                f"{len(outputs)} samples together and a mean of {average:g} one by one"
-            )
+        check_mean_loss(together, single, _tolerance(outputs), torch.finfo(outputs.dtype).eps)
 
     def _form(self, samples: slice) -> dict[str, Tensor]:
         """Return the gradients of the samples by the parameters without a rule, shape (samples, m) each."""

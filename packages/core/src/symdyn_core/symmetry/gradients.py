@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from symdyn_core.errors import InputError
+from symdyn_core.mean_loss import check_mean_loss
 from symdyn_core.params import FrozenModel, LossFunction, Params, check_data, to_float64
 
 Quadratic = Callable[[Params], Tensor]
@@ -14,8 +15,6 @@ Quadratic = Callable[[Params], Tensor]
 
 # Per-sample gradients kept at a time, in numbers: 64 MiB of float64.
 CHUNK_NUMBERS = 2**23
-# The mean of the losses of single samples is the loss of them all, or differs by its own size.
-MEAN_TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -133,11 +132,7 @@ def per_sample_gradients(
         if start == 0:
             with torch.no_grad():
                 together = float(torch.as_tensor(loss_fn(frozen(at, x), y)))
-            if not abs(together - float(losses.mean())) <= MEAN_TOLERANCE * float(losses.abs().mean()):
-                raise InputError(
-                    f"the loss must be the mean of the losses of single samples, got {together:g} for "
-                    f"{len(x)} samples together and a mean of {float(losses.mean()):g} one by one"
-                )
+            check_mean_loss(together, losses.tolist())
         yield gradients
 
 
