@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from symdyn_core.estimate import Estimate, geometric_mean, mean, median, proportion, quantile, slope
+from symdyn_core.estimate import Estimate, counted, geometric_mean, mean, median, proportion, quantile, slope
 
 numbers = st.floats(-1e6, 1e6)
 samples = st.lists(numbers, min_size=2, max_size=30)
@@ -121,3 +121,16 @@ def test_nan_makes_the_estimate_undefined(estimator):
 def test_an_interval_contains_its_value():
     with pytest.raises(ValueError, match="low <= value <= high"):
         Estimate(1.0, 2.0, 3.0, 5)
+
+
+@pytest.mark.parametrize(
+    "pairs", [[(3, 2)], [(-1, 2)], [(0, 0)], [(0.5, 2)]], ids=["more", "negative", "none", "half"]
+)
+def test_counts_that_are_none_are_refused(pairs):
+    with pytest.raises(ValueError, match=r"expected whole numbers \(successes, trials\)"):
+        counted(pairs)
+
+
+def test_no_counts_estimate_nothing():
+    assert not counted([]).defined
+    assert not counted([(float("nan"), 2)]).defined

@@ -11,6 +11,7 @@ estimator             one repetition's entry          interval
 ``median``            one number or many              binomial order statistics of the pooled values
 ``quantile(q)``       one number or many              binomial order statistics of the pooled values
 ``proportion``        one outcome (0 or 1) or many    Clopper-Pearson on the pooled outcomes
+``counted``           ``(successes, trials)``         Clopper-Pearson on their sums, for many outcomes
 ``slope``             pairs ``(x, y)``, two or more   Student t over the repetitions' least-squares slopes
 ====================  ==============================  ===================================================
 
@@ -123,11 +124,24 @@ def proportion(samples: Samples, confidence: float = 0.95) -> Estimate:
     if not np.isin(outcomes, (0.0, 1.0)).all():
         strange = outcomes[~np.isin(outcomes, (0.0, 1.0))][0]
         raise ValueError(f"outcomes must be 0 or 1, got {strange}")
-    from scipy import stats
+    return _clopper_pearson(int(outcomes.sum()), outcomes.size, confidence)
 
-    result = stats.binomtest(int(outcomes.sum()), outcomes.size)
-    interval = result.proportion_ci(confidence, method="exact")
-    return Estimate(float(result.statistic), float(interval.low), float(interval.high), outcomes.size)
+
+def counted(samples: Samples, confidence: float = 0.95) -> Estimate:
+    """Estimate a probability from one pair ``(successes, trials)`` per repetition.
+
+    The same as :func:`proportion`, where outcomes are too many to keep.
+
+    >>> counted([(1, 2), (1, 2)]) == proportion([[0, 0, 1, 1]])
+    True
+    """
+    pairs = np.array([tuple(pair) for pair in samples], dtype=float).reshape(-1, 2)
+    if not len(pairs) or np.isnan(pairs).any():
+        return UNDEFINED
+    successes, trials = pairs.T
+    if not ((successes >= 0) & (successes <= trials) & (trials > 0) & (pairs % 1 == 0).all(axis=1)).all():
+        raise ValueError(f"expected whole numbers (successes, trials), got {pairs.tolist()}")
+    return _clopper_pearson(int(successes.sum()), int(trials.sum()), confidence)
 
 
 def slope(samples: Samples, confidence: float = 0.95) -> Estimate:
@@ -145,6 +159,14 @@ def slope(samples: Samples, confidence: float = 0.95) -> Estimate:
         spread = float(x @ x)
         slopes.append(float(x @ y) / spread if spread > 0 else math.nan)
     return mean(slopes, confidence)
+
+
+def _clopper_pearson(successes: int, trials: int, confidence: float) -> Estimate:
+    from scipy import stats
+
+    result = stats.binomtest(successes, trials)
+    interval = result.proportion_ci(confidence, method="exact")
+    return Estimate(float(result.statistic), float(interval.low), float(interval.high), trials)
 
 
 def _quantile(samples: Samples, q: float, confidence: float) -> Estimate:
