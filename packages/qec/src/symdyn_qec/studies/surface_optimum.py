@@ -57,7 +57,7 @@ class Config:
 
     p: float = setting(0.01, valid=(0.008, 0.0105), verify=(0.008, 0.0105), help="Strength of circuit noise.")
     basis: str = setting("Z", choices=("X", "Z"), verify=("X",), help="Basis of the memory experiment.")
-    shots: int = setting(51_200, valid=(51_200, 10_000_000), help="Shots to learn from, in batches of 64.")
+    shots: int = setting(76_800, valid=(76_800, 10_000_000), help="Shots to learn from, in batches of 64.")
     learning_rate: float = setting(0.01, valid=(0.005, 0.02), help="The highest, of AdamW.")
     tested: int = setting(300_000, valid=(300_000, 10_000_000), help="Fresh shots that sums decode.")
     tested_network: int = setting(10_000, valid=(5_000, 1_000_000), help="Of these, that the network does.")
@@ -203,7 +203,7 @@ def draw(record: Record) -> "Figure":
     low, high = axes.get_ylim()
     ticks = [tick for tick in (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3) if low < tick < high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="center left")
     return figure
 
 
