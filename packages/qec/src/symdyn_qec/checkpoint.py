@@ -137,14 +137,7 @@ class Checkpoint:
         Raises:
             InputError: another precision, or a place that cannot be written to.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-        kind = PRECISIONS[precision]
-        state = {
-            name: value.detach().to("cpu", kind).contiguous()
-            for name, value in self.network.state_dict().items()
-        }
-        content = safetensors.torch.save(state)
+        content = saved_weights(self.network, precision)
         folder = Path(folder)
         write_atomically(folder / WEIGHTS, content)
         write_atomically(folder / SIDECAR, json.dumps(self._sidecar(content, precision), indent=1) + "\n")
@@ -284,6 +277,25 @@ def whole_number(fields: Mapping[str, Any], key: str) -> int:
     if not isinstance(fields[key], int):
         raise InputError(f"{key} of a checkpoint must be a whole number, got {fields[key]!r}")
     return int(fields[key])
+
+
+def saved_weights(network: nn.Module, precision: Precision) -> bytes:
+    """Return the weights of a network as a safetensors file has them.
+
+    Args:
+        network: on any device.
+        precision: of the weights in the file, float32 or bfloat16.
+
+    Raises:
+        InputError: another precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    kind = PRECISIONS[precision]
+    state = {
+        name: value.detach().to("cpu", kind).contiguous() for name, value in network.state_dict().items()
+    }
+    return safetensors.torch.save(state)
 
 
 def load_weights(network: nn.Module, path: Path, expected: str) -> None:

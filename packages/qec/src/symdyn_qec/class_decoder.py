@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from symdyn_core.errors import InputError
-from symdyn_qec.class_matching import CLEAR, ClassMatching
+from symdyn_qec.class_matching import ClassMatching
 from symdyn_qec.gf2 import BitMatrix
 from symdyn_qec.packed_decoder import PackedDecoder, check_postselect
 from symdyn_qec.split_model import SplitModel
@@ -96,11 +96,7 @@ class CompiledClassDecoder(PackedDecoder):
             InputError: another type or width.
         """
         shots = self.unpacked(np.asarray(detectors))
-        observables, log_odds = self._matching.gaps(shots)
-        open_ = np.flatnonzero(log_odds < CLEAR)
-        energies = self._matching.candidates(shots[open_]).energies
-        difference = energies[:, 1] - energies[:, 0]
-        observables[open_], log_odds[open_] = difference < 0, np.abs(difference)
+        observables, log_odds, _, _ = self._matching.decide(shots)
         confidence, least = expit(log_odds.astype(np.float64)), self.settings.postselect
         kept = np.ones(len(shots), np.bool_) if least is None else confidence >= least
         return ClassPrediction(observables[:, None], log_odds, confidence, kept)

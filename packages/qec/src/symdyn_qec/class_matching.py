@@ -55,6 +55,22 @@ class Candidates(NamedTuple):
     edges: Floats
 
 
+class Decision(NamedTuple):
+    """The better class of some shots.
+
+    Fields:
+        observables: that it has, bits, shape ``(shots,)``.
+        preference: for it, in nats, likewise.
+        asked: numbers of the shots that the ensemble was asked about, shape ``(asked,)``.
+        candidates: what it said of them.
+    """
+
+    observables: BitMatrix
+    preference: Floats
+    asked: NDArray[np.int64]
+    candidates: Candidates
+
+
 class ClassMatching:
     r"""An ensemble of matchings of both classes.
 
@@ -110,6 +126,19 @@ class ClassMatching:
         )
         difference = (weights[1] - weights[0]).astype(np.float32)
         return (difference < 0).astype(np.uint8), np.abs(difference)
+
+    def decide(self, detectors: BitMatrix) -> "Decision":
+        """Return the better class of shots: by plain matching where that is clear, by the ensemble elsewhere.
+
+        Args:
+            detectors: bits, shape ``(shots, detectors)``.
+        """
+        observables, preference = self.gaps(detectors)
+        open_ = np.flatnonzero(preference < CLEAR)
+        found = self.candidates(detectors[open_])
+        difference = found.energies[:, 1] - found.energies[:, 0]
+        observables[open_], preference[open_] = difference < 0, np.abs(difference)
+        return Decision(observables, preference, open_, found)
 
     def candidates(self, detectors: BitMatrix) -> Candidates:
         """Return what the ensemble says of both classes.

@@ -126,17 +126,15 @@ def _replacements(
     split: SplitModel, errors: list[tuple[int, ...]], flips: NDArray[np.uint64], cost: NDArray[np.float64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
     """Return ones and twos of errors by what they flip, leaving out those that nothing can replace."""
-    at: list[list[int]] = [[] for _ in range(split.num_detectors + 1)]
+    # Not by the boundary, where errors meet that have nothing to do with each other.
+    at: list[list[int]] = [[] for _ in range(split.num_detectors)]
     for number, error in enumerate(errors):
         if cost[number] >= UNEXPLAINED:
             continue
-        touched = {detector for edge in error for detector in split.edges[edge][0]}
-        if any(len(split.edges[edge][0]) == 1 for edge in error):
-            touched.add(split.num_detectors)
-        for detector in touched:
+        for detector in {detector for edge in error for detector in split.edges[edge][0]}:
             at[detector].append(number)
     codes = [np.zeros(0, np.int64)]
-    for here in at[:-1]:  # not the boundary, where errors meet that have nothing to do with each other
+    for here in at:
         numbers = np.array(sorted(here))
         one, two = np.triu_indices(len(numbers), 1)
         codes.append(numbers[one] * len(errors) + numbers[two])
@@ -163,7 +161,7 @@ def _gather() -> Any:
 
     @numba.njit(cache=True, nogil=True)
     def cover(used, cost, alone, parts, joint, first, order, free, fitting, errors):  # type: ignore[no-untyped-def]
-        """Write the errors that explain edges; return how many, or -1 if there is no room."""
+        """Write the errors that explain edges, no more than there are edges; return how many."""
         free[:] = used
         fits = 0
         for edge in range(len(used)):
@@ -173,7 +171,7 @@ def _gather() -> Any:
                     for place in range(parts.shape[1]):
                         other = parts[joint[order[index]], place]
                         complete &= other < 0 or free[other] != 0
-                    if complete and fits < len(fitting):
+                    if complete:
                         fitting[fits] = order[index]
                         fits += 1
         count = 0
@@ -184,8 +182,6 @@ def _gather() -> Any:
                 other = parts[error, place]
                 complete &= other < 0 or free[other] != 0
             if complete:
-                if count == len(errors):
-                    return -1
                 errors[count] = error
                 count += 1
                 for place in range(parts.shape[1]):
@@ -193,8 +189,6 @@ def _gather() -> Any:
                         free[parts[error, place]] = 0
         for edge in range(len(used)):
             if free[edge]:
-                if count == len(errors):
-                    return -1
                 errors[count] = alone[edge]
                 count += 1
         return count
@@ -209,7 +203,11 @@ def _gather() -> Any:
         mean = np.zeros((shots, edges), np.float32)
         errors, counts = np.zeros((most, room), np.int64), np.zeros(most, np.int64)
         weights, marks = np.zeros(most), np.zeros(most, np.uint64)
-        free, fitting, new = np.zeros(edges, np.uint8), np.zeros(256, np.int64), np.zeros(room, np.int64)
+        free, fitting, new = (
+            np.zeros(edges, np.uint8),
+            np.zeros(len(joint), np.int64),
+            np.zeros(room, np.int64),
+        )
         for shot in range(shots):
             found, best = 0, np.inf
             for explanation in range(explanations):

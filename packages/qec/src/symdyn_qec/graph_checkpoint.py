@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pymatching
-import safetensors.torch
 import stim
 import torch
 
@@ -24,13 +23,13 @@ from symdyn_core.files import write_atomically
 from symdyn_qec import __version__
 from symdyn_qec.calibration import Calibration
 from symdyn_qec.checkpoint import (
-    PRECISIONS,
     SCHEMA,
     SIDECAR,
     WEIGHTS,
     Precision,
     load_weights,
     read_sidecar,
+    saved_weights,
     whole_number,
 )
 from symdyn_qec.graph_reading import MEMBERS, CircuitGraph
@@ -97,14 +96,7 @@ class GraphCheckpoint:
         Raises:
             InputError: another precision, or a place that cannot be written to.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-        content = safetensors.torch.save(
-            {
-                name: value.detach().to("cpu", PRECISIONS[precision]).contiguous()
-                for name, value in self.network.state_dict().items()
-            }
-        )
+        content = saved_weights(self.network, precision)
         model, folder = f"{self.graph.dem}\n", Path(folder)
         sidecar = {
             "schema": SCHEMA,

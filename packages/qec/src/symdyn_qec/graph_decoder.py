@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from symdyn_qec.decoder import SymdynDecoder
 
 
+# What is known of all errors of many shots at once would fill the memory.
+SHOTS_AT_ONCE = 1024
+
+
 class GraphPrediction(NamedTuple):
     """What the decoder makes of some shots.
 
@@ -71,7 +75,13 @@ class CompiledGraphDecoder(PackedDecoder):
         Raises:
             InputError: another type or width.
         """
-        seen = self._reader.read(self.unpacked(np.asarray(detectors)))
+        shots = self.unpacked(np.asarray(detectors))
+        starts = range(0, max(len(shots), 1), SHOTS_AT_ONCE)
+        parts = [self._predict_block(shots[start : start + SHOTS_AT_ONCE]) for start in starts]
+        return GraphPrediction(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+
+    def _predict_block(self, shots: BitMatrix) -> GraphPrediction:
+        seen = self._reader.read(shots)
         observables = seen.observables.copy()
         odds = np.repeat(-seen.preference.astype(np.float64)[:, None], observables.shape[1], axis=1)
         with limited_threads(self.settings.threads):

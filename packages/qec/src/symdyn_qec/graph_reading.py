@@ -137,17 +137,14 @@ class _Matched:
         self._matching = ClassMatching(split, probabilities, MEMBERS)
 
     def __call__(self, detectors: BitMatrix) -> _Guess:
-        observables, preference = self._matching.gaps(detectors)
-        open_ = np.flatnonzero(preference < CLEAR)
-        found = self._matching.candidates(detectors[open_])
-        difference = found.energies[:, 1] - found.energies[:, 0]
-        better = (difference < 0).astype(np.int64)
-        observables[open_], preference[open_] = better, np.abs(difference)
-        kept = np.flatnonzero(np.abs(difference) < CLEAR)
-        order = np.stack([better[kept], 1 - better[kept]], axis=1)
+        observables, preference, asked, found = self._matching.decide(detectors)
+        kept = np.flatnonzero(preference[asked] < CLEAR)
+        open_ = asked[kept]
+        better = observables[open_].astype(np.int64)
+        order = np.stack([better, 1 - better], axis=1)
         least = np.take_along_axis(found.least[kept], order, axis=1)
         edges = np.take_along_axis(found.edges[kept], order[:, :, None], axis=1)
-        return observables[:, None], preference, open_[kept], edges, least[:, 1] - least[:, 0]
+        return observables[:, None], preference, open_, edges, least[:, 1] - least[:, 0]
 
 
 class _Believed:

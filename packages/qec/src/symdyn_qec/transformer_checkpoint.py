@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import stim
 import torch
 
@@ -20,7 +19,6 @@ from symdyn_core.errors import InputError
 from symdyn_core.files import write_atomically
 from symdyn_qec import __version__
 from symdyn_qec.checkpoint import (
-    PRECISIONS,
     SCHEMA,
     SIDECAR,
     WEIGHTS,
@@ -31,6 +29,7 @@ from symdyn_qec.checkpoint import (
     _rows_to_text,
     load_weights,
     read_sidecar,
+    saved_weights,
     whole_number,
 )
 from symdyn_qec.codes import Basis, CSSCode, check_basis
@@ -112,14 +111,7 @@ class TransformerCheckpoint:
         Raises:
             InputError: another precision, or a place that cannot be written to.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-        kind = PRECISIONS[precision]
-        weights = {
-            name: value.detach().to("cpu", kind).contiguous()
-            for name, value in self.network.state_dict().items()
-        }
-        content = safetensors.torch.save(weights)
+        content = saved_weights(self.network, precision)
         folder = Path(folder)
         write_atomically(folder / WEIGHTS, content)
         write_atomically(folder / SIDECAR, json.dumps(self._sidecar(content, precision), indent=1) + "\n")
