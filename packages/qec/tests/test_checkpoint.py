@@ -117,9 +117,51 @@ def test_detectors_in_another_place_are_refused(small):
 
 def test_without_a_shipped_checkpoint_the_reason_is_told():
     with pytest.raises(
-        InputError, match="no shipped checkpoint is for this model: detectors must be 432 for the Z"
+        InputError, match="no shipped checkpoint is for this model: observables must be 12 for the Z"
     ):
-        find(model(rounds=3))
+        find(model(observables=OTHER_LOGICALS[:3], rounds=6))
+
+
+@pytest.mark.parametrize(("name", "rounds", "basis"), [("bb108", 3, "X"), ("bb72", 4, "Z")])
+def test_weights_go_with_every_size_of_the_code(small, name, rounds, basis, tmp_path):
+    code = bivariate_bicycle(name)
+    dem = bb_memory(code, 0.001, rounds, basis).detector_error_model()
+    adapted = small.adapted(dem)
+    assert (repr(adapted.code), adapted.rounds, adapted.basis_of(dem)) == (repr(code), rounds, basis)
+    assert adapted.training["transferred_from"] == {"code": repr(small.code), "rounds": 2}
+    assert Checkpoint.load(adapted.save(tmp_path / "larger")).basis_of(dem) == basis
+    assert find(bb_memory(code, 0.001, rounds, basis).detector_error_model()).name == (
+        f"bb72 on a torus of {code.l} x {code.m} cells, {rounds} cycles"
+    )
+
+
+def test_the_own_size_stays_as_it_is(small):
+    assert small.adapted(model()) is small
+
+
+@pytest.mark.parametrize(
+    ("dem", "message"),
+    [
+        (
+            bb_memory(bivariate_bicycle("bb90"), 0.001, 2).detector_error_model(),
+            "mechanisms must flip .* for the Z memory of this checkpoint on a torus of 15 x 3 cells, 2 cycles",
+        ),
+        (
+            stim.DetectorErrorModel("error(0.1) D0 L0\ndetector(1000000, 1000000, 9, 1) D0"),
+            "detectors must be .* for a bicycle code on a torus of 1000001 x 1000001 cells in 9 cycles, got",
+        ),
+        (model(rounds=3, observables=OTHER_LOGICALS), "observables must be the logical operators of the Z"),
+        (SURFACE, "coordinates of detector 0 must be four whole numbers"),
+    ],
+)
+def test_what_weights_do_not_go_with_is_refused(small, dem, message):
+    with pytest.raises(InputError, match=message):
+        small.adapted(dem)
+
+
+def test_weights_do_not_go_with_other_polynomials(small):
+    with pytest.raises(InputError, match="code must have the polynomials of .* for this checkpoint, got"):
+        small.transferred(bivariate_bicycle("bb288"), 2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from symdyn_core.errors import InputError
 from symdyn_qec.automorphism import dem_automorphism
 from symdyn_qec.calibration import Calibration
 from symdyn_qec.checkpoint import Checkpoint
-from symdyn_qec.circuits import bb_memory
+from symdyn_qec.circuits import bb_memory, surface_memory
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.decoder import Prediction, SymdynDecoder
 from symdyn_qec.networks.torus import TorusNetwork
@@ -161,10 +161,22 @@ def test_sinter_agrees_with_predict(code, small, folder, dem):
 
 
 def test_the_shell_finds_the_decoder_and_sinter_reports_our_errors(code):
-    task = sinter.Task(circuit=bb_memory(code, 0.003, rounds=3), decoder="symdyn")
+    task = sinter.Task(circuit=surface_memory(3, 2, 0.003), decoder="symdyn")
     with pytest.raises(RuntimeError, match="Worker failed") as caught:
         sinter.collect(num_workers=1, tasks=[task], max_shots=8, custom_decoders=decoders())
     assert "no shipped checkpoint is for this model" in str(caught.value) + str(caught.value.__cause__)
+
+
+def test_the_weights_of_a_small_code_decode_a_larger_one():
+    """The gross code in 12 cycles, with weights that have seen 72 qubits and 6 cycles alone."""
+    circuit = bb_memory(bivariate_bicycle("bb144"), 0.003, rounds=12)
+    detectors, observables = circuit.compile_detector_sampler(seed=4).sample(64, separate_observables=True)
+    found = SymdynDecoder().compile_decoder_for_dem(dem=circuit.detector_error_model()).predict(detectors)
+    # One in two thousand fails, where belief propagation alone fails on every fourth.
+    assert (found.observables != observables).any(axis=1).sum() <= 1
+    assert np.isnan(found.confidence).all()
+    with pytest.raises(InputError, match="postselect needs a calibrated checkpoint, and bb72 on a torus of"):
+        SymdynDecoder(postselect=0.9).compile_decoder_for_dem(dem=circuit.detector_error_model())
 
 
 def test_stronger_noise_than_in_training_is_told(code):
@@ -252,8 +264,8 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_other_circuits_and_missing_devices_are_refused(code, dem, folder):
-    other = bb_memory(code, 0.003, rounds=3).detector_error_model()
-    with pytest.raises(InputError, match="detectors must be 432 for the Z memory of bb72, got 216"):
+    other = bb_memory(bivariate_bicycle("bb288"), 0.003, rounds=1).detector_error_model()
+    with pytest.raises(InputError, match="observables must be 16 for the polynomials of bb72 .* got 12"):
         SymdynDecoder(shipped()["bb72"]).compile_decoder_for_dem(dem=other)
     with pytest.raises(InputError, match="device must be one that torch has here, got 'nonsense'"):
         SymdynDecoder(folder, device="nonsense").compile_decoder_for_dem(dem=dem)

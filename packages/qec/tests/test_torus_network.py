@@ -40,6 +40,19 @@ def test_translations_of_checks_translate_flips(code, shift):
     assert not torch.allclose(moved.net, still.net, atol=1e-2)
 
 
+def test_a_pattern_repeated_on_a_larger_torus_gets_the_same_answer_twice():
+    """A torus twice as long covers the smaller one: what is periodic cannot tell them apart."""
+    small, large = bivariate_bicycle("bb72"), bivariate_bicycle("bb144")
+    networks = [scrambled(TorusNetwork(code, width=6, layers=2)) for code in (small, large)]
+    checks = torch.randint(0, 3, (2, 2, 4, 6, 6), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one, two = networks[0](checks), networks[1](checks.repeat(1, 1, 1, 2, 1))
+    for of_small, of_large in zip(one, two, strict=True):
+        halves = of_large.unflatten(-1, (2, 2, small.cells))  # left and right qubits, first and second copy
+        for copy in range(2):
+            torch.testing.assert_close(halves[..., copy, :], of_small.unflatten(-1, (2, small.cells)))
+
+
 def test_messages_run_along_the_edges_of_the_code(code):
     """After the first update of data qubits a fired check has changed its own six qubits and no others."""
     network = scrambled(TorusNetwork(code, width=6, layers=1))

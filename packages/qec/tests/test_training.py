@@ -122,13 +122,27 @@ def test_a_small_network_learns_from_flips_or_from_what_a_teacher_says(code):
         torch.testing.assert_close(net.chunk(2)[number], own, atol=1e-5, rtol=1e-4)
 
 
+def test_training_starts_from_the_weights_of_another_size(code):
+    small = Checkpoint.of(TorusNetwork(code, width=8, layers=1, seed=5), code, rounds=2, training={})
+    settings = dataclasses.replace(SMALL, width=8, layers=1, rounds=3)
+    training = Training(bivariate_bicycle("bb108"), settings, start=small)
+    for network in (training.network, training.averaged):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, small.network.state_dict()[name])
+    next(iter(training.run()))
+    assert training.network.code.cells == 54
+    for name, value in (("network", "sector"), ("width", 6), ("layers", 2)):
+        with pytest.raises(InputError, match=f"{name} must be .* to start from .* got {value}"):
+            Training(code, dataclasses.replace(settings, **{name: value}), start=small)
+
+
 def test_teachers_that_do_not_fit_are_refused(code):
     teacher = Checkpoint.of(TorusNetwork(code, width=4, layers=1), code, SMALL.rounds, training={})
     with pytest.raises(InputError, match="a teacher is for a network of one sector"):
         Training(code, SMALL, teacher=teacher)
     small = dataclasses.replace(SMALL, network="sector")
-    with pytest.raises(InputError, match="a teacher must be for .* in 3 rounds, got .* in 2"):
-        Training(code, dataclasses.replace(small, rounds=3), teacher=teacher)
+    with pytest.raises(InputError, match="code must have the polynomials of .* got"):
+        Training(bivariate_bicycle("bb90"), small, teacher=teacher)
     pupil = dataclasses.replace(teacher, network=SectorNetwork(code, width=4, layers=1))
     with pytest.raises(InputError, match="a teacher must predict both kinds of flips"):
         Training(code, small, teacher=pupil)

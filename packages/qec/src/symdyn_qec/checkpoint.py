@@ -3,13 +3,16 @@
 The folder of a checkpoint holds ``model.safetensors`` and ``decoder.json``. The latter tells another program
 all that it needs to use the weights: the code, the order of the detectors, the supports of the observables;
 and a reader how they came about. A checkpoint is for one circuit at any strength of its noise.
+
+A network that commutes with the translations of a torus has no weight that knows how large the torus is, or
+how many cycles there are. The weights of a small code therefore decode larger ones of the same polynomials.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +125,80 @@ class Checkpoint:
         """Raise InputError unless a model belongs to an experiment, naming the field that differs."""
         self.basis_of(dem)
 
+    def adapted(self, dem: stim.DetectorErrorModel) -> "Checkpoint":
+        """Return the checkpoint for a model of any size.
+
+        Args:
+            dem: of a memory experiment of this code, or of one with the same polynomials on another torus or
+                in another number of cycles.
+
+        Raises:
+            InputError: it is of none of them; the message names the field that does not match.
+        """
+        found = Structure.of(dem)
+        checkpoint = self if found.size == (self.code.l, self.code.m, self.rounds) else self._resized(found)
+        checkpoint.basis_of(found)
+        return checkpoint
+
+    def transferred(self, code: BivariateBicycleCode, rounds: int) -> "Checkpoint":
+        """Return the same weights for another torus or another number of cycles, not calibrated.
+
+        How well they do there is for you to measure; training may start from them.
+
+        Args:
+            code: with the same polynomials.
+            rounds: cycles, at least 1.
+
+        Raises:
+            InputError: other polynomials.
+
+        >>> from symdyn_qec.codes import bivariate_bicycle
+        >>> from symdyn_qec.shipped import shipped
+        >>> larger = Checkpoint.load(shipped()["bb72"]).transferred(bivariate_bicycle("bb108"), rounds=9)
+        >>> larger.name, larger.rounds
+        ('bb72 on a torus of 9 x 6 cells, 9 cycles', 9)
+        """
+        if any(
+            tuple((i % code.l, j % code.m) for i, j in own) != other
+            for own, other in zip((self.code.a, self.code.b), (code.a, code.b), strict=True)
+        ):
+            raise InputError(f"code must have the polynomials of {self.code!r} for {self.name}, got {code!r}")
+        network = NETWORKS[self.kind](code, self.network.width, len(self.network.layers))
+        network.load_state_dict(self.network.state_dict())
+        origin = {"transferred_from": {"code": repr(self.code), "rounds": self.rounds}}
+        return replace(
+            self,
+            network=network.eval(),
+            code=code,
+            rounds=rounds,
+            experiments=_memories(code, rounds),
+            training={**self.training, **origin},
+            name=f"{self.name} on a torus of {code.l} x {code.m} cells, {rounds} cycles",
+            calibration=None,
+        )
+
+    def _resized(self, found: Structure) -> "Checkpoint":
+        """Return the checkpoint of the size of a structure, which is looked at no further than that."""
+        l, m, rounds = found.size  # noqa: E741 - the field's name for it
+        # Numbers first: to look for the logical operators of a code takes a while.
+        if (detectors := 2 * l * m * rounds) != len(found.detectors):
+            raise InputError(
+                f"detectors must be {detectors} for a bicycle code on a torus of {l} x {m} cells in {rounds} "
+                f"cycles, got {len(found.detectors)}"
+            )
+        code = _code(l, m, _polynomial(self.code.a), _polynomial(self.code.b))
+        if found.num_observables != code.k:
+            raise InputError(
+                f"observables must be {code.k} for the polynomials of {self.name} on a torus of {l} x {m} "
+                f"cells, got {found.num_observables}"
+            )
+        return self.transferred(code, rounds)
+
+    @property
+    def kind(self) -> str:
+        """Of the network, a name in :data:`NETWORKS`."""
+        return next(kind for kind, made in NETWORKS.items() if isinstance(self.network, made))
+
     def save(self, folder: str | os.PathLike[str], precision: Precision = "float32") -> Path:
         """Write weights and side-car, each first under a temporary name.
 
@@ -203,7 +280,7 @@ class Checkpoint:
             "schema": SCHEMA,
             "versions": dict(self.versions),
             "network": {
-                "kind": next(kind for kind, made in NETWORKS.items() if isinstance(self.network, made)),
+                "kind": self.kind,
                 "width": self.network.width,
                 "layers": len(self.network.layers),
             },

@@ -1,7 +1,7 @@
 r"""Trained decoders, for sinter and for direct use.
 
-For circuits of bicycle codes the network is one on a torus, for others one on the graph of detectors; see
-:mod:`symdyn_qec.graph_decoder`. What follows is about the former.
+For circuits of bicycle codes the network is one on a torus, of any size; for others one on the graph of
+detectors, see :mod:`symdyn_qec.graph_decoder`. What follows is about the former.
 
 The network gives log odds that each data qubit has flipped, net of all cycles. Ordered statistics make of
 them the likeliest flips e that explain the checks, :math:`H e = \bigoplus_t D_t`, and the observables are
@@ -147,9 +147,10 @@ class SymdynDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
 
         Raises:
             InputError: a checkpoint that cannot be read or is for another circuit, an unknown device, or
-                ``postselect`` with a checkpoint that is not calibrated.
+                ``postselect`` with a checkpoint that is not calibrated, as those transferred to another size
+                are not.
         """
-        checkpoint = find(dem, self.fast) if self.checkpoint is None else load(self.checkpoint)
+        checkpoint = find(dem, self.fast) if self.checkpoint is None else load(self.checkpoint).adapted(dem)
         if isinstance(checkpoint, GraphCheckpoint):
             compiled = CompiledGraphDecoder(self, checkpoint, dem)
             _warn_of_stronger_noise(errors_per_shot(dem), checkpoint.strongest, checkpoint.name)

@@ -81,6 +81,11 @@ class GraphCheckpoint:
         """Raise InputError unless a model is of this circuit, naming what differs."""
         self.graph.split.probabilities(dem, self.name)
 
+    def adapted(self, dem: stim.DetectorErrorModel) -> "GraphCheckpoint":
+        """Return this checkpoint, or raise InputError unless a model is of its circuit."""
+        self.check(dem)
+        return self
+
     def save(self, folder: str | os.PathLike[str], precision: Precision = "float32") -> Path:
         """Write weights, model and side-car, each first under a temporary name, the side-car last.
 

@@ -33,7 +33,7 @@ def load(folder: str | os.PathLike[str]) -> Checkpoint | GraphCheckpoint:
 
 
 def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | GraphCheckpoint:
-    """Return the shipped checkpoint for a detector error model.
+    """Return the shipped checkpoint for a detector error model, transferred to its size where need be.
 
     Args:
         dem: of the circuit.
@@ -42,17 +42,21 @@ def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | Graph
     Raises:
         InputError: there is none; the message says of each in what it differs.
     """
-    reasons = []
+    transferred, reasons = [], []
     for name, folder in shipped().items():
         if name.endswith(FAST) != fast:
             continue
         checkpoint = load(folder)
         try:
-            checkpoint.check(dem)
+            adapted = checkpoint.adapted(dem)
         except InputError as error:
             reasons.append(str(error))
-        else:
+            continue
+        if adapted is checkpoint:
             return checkpoint
+        transferred.append(adapted)
+    if transferred:
+        return transferred[0]
     raise InputError(
         f"no shipped checkpoint is for this model: {'; '.join(reasons)}. "
         "`symdyn qec train` makes one; the decoder symdyn-matching needs none"

@@ -69,6 +69,12 @@ class Structure:
             )
         return KINDS[kinds.pop()]
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Cells of the torus in both directions and cycles of the experiment, ``(l, m, rounds)``."""
+        i, j, t, _ = (max(values) for values in zip(*self.detectors, strict=True))
+        return i + 1, j + 1, t
+
     def check(self, other: "Structure", name: str) -> None:
         """Raise InputError unless another structure is this one, naming the first field that differs.
 

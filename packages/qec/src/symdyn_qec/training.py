@@ -8,7 +8,7 @@ toss of a coin that has this probability.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,12 +103,14 @@ class Training(Optimisation):
         device: where, as torch names it.
         half_precision: whether activations are bfloat16; master weights never are.
         compiled: whether to compile the network's parts, which pays after a minute or two.
-        teacher: a checkpoint for the same experiments; a network of one sector then learns from what that
+        teacher: a checkpoint for the same polynomials; a network of one sector then learns from what that
             says of every shot.
+        start: a checkpoint for the same polynomials, whose weights to begin with.
 
     Raises:
-        InputError: a teacher of other experiments, or for a network that has no use for one; a batch that
-            cannot be shared by the processes.
+        InputError: a teacher or a start for other polynomials, a teacher for a network that has no use for
+            one, or a start of another kind or size of network; a batch that cannot be shared by the
+            processes.
 
     >>> from symdyn_qec.codes import bivariate_bicycle
     >>> settings = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=2)
@@ -130,6 +132,7 @@ class Training(Optimisation):
         half_precision: bool = False,
         compiled: bool = False,
         teacher: Checkpoint | None = None,
+        start: Checkpoint | None = None,
     ) -> None:
         self.code, self.settings, self.device = code, settings, torch.device(device)
         self.half_precision = half_precision
@@ -137,6 +140,10 @@ class Training(Optimisation):
         network, averaged = (
             made(code, settings.width, settings.layers, settings.seed).to(self.device) for _ in range(2)
         )
+        if start is not None:
+            weights = _weights_to_start_from(start.transferred(code, settings.rounds), settings)
+            network.load_state_dict(weights)
+            averaged.load_state_dict(weights)
         super().__init__(network, averaged, settings.average, settings.clip)
         # Part by part: all layers share one compiled function, and the whole would take minutes.
         for part in (*self.network.layers, self.network.last_data, *self.network.heads) if compiled else ():
@@ -174,6 +181,17 @@ class Training(Optimisation):
             loss = self._loss(checks, self._layouts[0].flips(flips))
         self.advance(loss, self.settings.rate(self.step))
         return float(loss.detach())
+
+
+def _weights_to_start_from(start: Checkpoint, settings: Settings) -> Mapping[str, Tensor]:
+    """Return the weights of a checkpoint, or raise InputError unless it is of the network to be trained."""
+    found = {"network": start.kind, "width": start.network.width, "layers": len(start.network.layers)}
+    for name, value in found.items():
+        if getattr(settings, name) != value:
+            raise InputError(
+                f"{name} must be {value} to start from {start.name}, got {getattr(settings, name)}"
+            )
+    return start.network.state_dict()
 
 
 class Loss(Protocol):
@@ -243,12 +261,12 @@ class Teacher:
 
     Args:
         checkpoint: a network that predicts both kinds of flips.
-        code: of the experiments.
+        code: of the experiments, of the same polynomials; any size.
         rounds: likewise.
         device: where to run it.
 
     Raises:
-        InputError: a checkpoint of other experiments or of another kind.
+        InputError: a checkpoint of other polynomials or of another kind.
     """
 
     def __init__(
@@ -256,12 +274,7 @@ class Teacher:
     ) -> None:
         if not isinstance(checkpoint.network, TorusNetwork):
             raise InputError(f"a teacher must predict both kinds of flips, and {checkpoint.name} does not")
-        if repr(checkpoint.code) != repr(code) or checkpoint.rounds != rounds:
-            raise InputError(
-                f"a teacher must be for {code!r} in {rounds} rounds, "
-                f"got {checkpoint.code!r} in {checkpoint.rounds}"
-            )
-        self._network = checkpoint.network.to(device).eval()
+        self._network = checkpoint.transferred(code, rounds).network.to(device)
         self._views = [SectorView(code, basis) for basis in BASES]
         # On a CPU our own products are faster than torch's.
         self._fused = [

@@ -43,6 +43,7 @@ def train(
     half_precision: bool = False,
     compiled: bool = False,
     teacher: Checkpoint | None = None,
+    start: Checkpoint | None = None,
     workers: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     on_point: Callable[[Point], None] = lambda point: None,
@@ -62,6 +63,7 @@ def train(
         half_precision: whether activations are bfloat16.
         compiled: whether to compile the network's parts.
         teacher: for a network of one sector, whom to learn from instead of from true flips.
+        start: whose weights to begin with; of the same polynomials, and of the network that is to be trained.
         workers: processes that simulate ahead.
         on_step: called with the number of steps done and the loss.
         on_point: called with every new point of the learning curve.
@@ -80,7 +82,13 @@ def train(
 
     folder, validation = Path(out), validation or Validation()
     training = Training(
-        code, settings, device=device, half_precision=half_precision, compiled=compiled, teacher=teacher
+        code,
+        settings,
+        device=device,
+        half_precision=half_precision,
+        compiled=compiled,
+        teacher=teacher,
+        start=start,
     )
     cases = [
         ValidationShots.sample(
@@ -94,7 +102,7 @@ def train(
         training,
         lambda: training.run(workers),
         folder,
-        identity={"code": repr(code), **dataclasses.asdict(settings)},
+        identity={"code": repr(code), **dataclasses.asdict(settings), "start": _name(start)},
         steps=settings.steps,
         batch_size=settings.batch_size,
         every=validation.every,
@@ -111,7 +119,7 @@ def train(
     if processes().rank:
         return curve
     record = dataclasses.asdict(settings) | {"device": device, "shots": settings.steps * settings.batch_size}
-    record |= {"teacher": None if teacher is None else teacher.name}
+    record |= {"teacher": _name(teacher), "start": _name(start)}
     record |= {"curve": [dataclasses.asdict(point) for point in curve]}
     record |= {"baseline": None if baseline is None else dataclasses.asdict(baseline)}
     checkpoint = Checkpoint.of(training.averaged, code, settings.rounds, record)
@@ -120,6 +128,10 @@ def train(
     bins = measure_reliability(Checkpoint.load(folder), settings.p, validation.shots, settings.seed, device)
     write_atomically(folder / RELIABILITY, to_svg(draw_reliability(bins)))
     return curve
+
+
+def _name(checkpoint: Checkpoint | None) -> str | None:
+    return None if checkpoint is None else checkpoint.name
 
 
 def _test(training: Training, cases: list[ValidationShots], device: str) -> Callable[[], int]:

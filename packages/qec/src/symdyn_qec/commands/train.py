@@ -12,6 +12,7 @@ from symdyn_core.commands.console import messages, output, progress_bar, say
 from symdyn_core.errors import DependencyError, InputError, Interrupted
 
 if TYPE_CHECKING:
+    from symdyn_qec.checkpoint import Checkpoint
     from symdyn_qec.experiment import Experiment
     from symdyn_qec.run_folder import Baseline, Point
 
@@ -91,17 +92,32 @@ def train(
     network: Annotated[
         str | None,
         typer.Option(
-            help="For bicycle codes: torus, or sector, smaller, for decoders in a hurry. (default: torus)"
+            help="For bicycle codes: torus, or sector, smaller, for decoders in a hurry. "
+            "(default: that of --start-from, or torus)"
         ),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Learn from it: a folder, or a shipped one such as bb72."),
     ] = None,
-    width: Annotated[int, typer.Option(help="Features per node of the network.")] = 48,
-    layers: Annotated[int, typer.Option(help="Rounds of messages.")] = 6,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Begin with its weights, be it for a smaller code; bicycle codes of equal polynomials.",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Features per node. (default: that of --start-from, or 48)")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Rounds of messages. (default: that of --start-from, or 6)")
+    ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Highest, of AdamW. (default: 0.002; not bicycles 0.003)")
+        float | None,
+        typer.Option(
+            help="Highest, of AdamW. (default: 0.002; not bicycles 0.003; with --start-from 0.0003)"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and shots.")] = 0,
     validate_every: Annotated[int, typer.Option(help="Steps between validations, and between saves.")] = 500,
@@ -141,10 +157,10 @@ def train(
     for name, value in (("--validate-every", validate_every), ("--validate-shots", validate_shots)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    common = {"width": width, "layers": layers, "steps": steps, "seed": seed}
+    common = {"steps": steps, "seed": seed}
     hardware = {"device": device, "half_precision": bf16, "compiled": compile_, "workers": workers}
     if circuits or code in SCALABLE:
-        for name, given in (("--network", network), ("--teacher", teacher)):
+        for name, given in (("--network", network), ("--teacher", teacher), ("--start-from", start_from)):
             if given is not None:
                 raise InputError(f"{name} is for bicycle codes, got {given}")
         cases = (
@@ -161,21 +177,31 @@ def train(
             if circuits
             else _made(code or "", distance, rounds, basis, p or "0.001:0.008", _or(validate_at, 0.005))
         )
-        rates = {"batch_size": _or(batch_size, 256), "learning_rate": _or(learning_rate, 3e-3)}
+        own: dict[str, Any] = {
+            "width": _or(width, 48),
+            "layers": _or(layers, 6),
+            "batch_size": _or(batch_size, 256),
+            "learning_rate": _or(learning_rate, 3e-3),
+        }
         check = (validate_every, _or(validate_shots, 20_000), compare)
-        run = _graph(*cases, common | rates, check)
+        run = _graph(*cases, common | own, check)
     else:
         if distance is not None:
             raise InputError(f"--distance is for codes that come in several, got {distance}")
+        start = _checkpoint(start_from)
         own = {
-            "network": _or(network, "torus"),
+            "network": _or(network, start.kind if start else "torus"),
+            "width": _or(width, start.network.width if start else 48),
+            "layers": _or(layers, len(start.network.layers) if start else 6),
             "rounds": _or(rounds, 6),
             "p": _range(_or(p, "0.001:0.006")),
             "batch_size": _or(batch_size, 64),
-            "learning_rate": _or(learning_rate, 2e-3),
+            "learning_rate": _or(learning_rate, 3e-4 if start else 2e-3),
         }
         check = (validate_every, _or(validate_shots, 2048), compare)
-        run = _bicycle(_or(code, "bb72"), teacher, common | own, _or(validate_at, 0.003), check)
+        run = _bicycle(
+            _or(code, "bb72"), _checkpoint(teacher), start, common | own, _or(validate_at, 0.003), check
+        )
     curve, against = _followed(run, out, hardware)
     last = curve[-1]
     line = (
@@ -188,13 +214,24 @@ def train(
     say(f"wrote the checkpoint to {out}, and how far its confidence can be trusted to {out / RELIABILITY}")
 
 
+def _checkpoint(name: str | None) -> "Checkpoint | None":
+    """Return a checkpoint of a bicycle code, a shipped one or that of a folder."""
+    from symdyn_qec.checkpoint import Checkpoint
+    from symdyn_qec.shipped import shipped
+
+    return None if name is None else Checkpoint.load(shipped().get(name, Path(name)))
+
+
 def _bicycle(
-    code: str, teacher: str | None, settings: dict[str, Any], validate_at: float, check: Check
+    code: str,
+    teacher: "Checkpoint | None",
+    start_from: "Checkpoint | None",
+    settings: dict[str, Any],
+    validate_at: float,
+    check: Check,
 ) -> _Run:
     """Return the training of a network on a torus."""
-    from symdyn_qec.checkpoint import Checkpoint
     from symdyn_qec.codes import bivariate_bicycle
-    from symdyn_qec.shipped import shipped
     from symdyn_qec.training import Settings
     from symdyn_qec.training_run import train as start
     from symdyn_qec.validation import Validation
@@ -208,7 +245,8 @@ def _bicycle(
         start,
         subject,
         how,
-        teacher=None if teacher is None else Checkpoint.load(shipped().get(teacher, Path(teacher))),
+        teacher=teacher,
+        start=start_from,
         validation=Validation(every, validate_at, shots, _installed("bposd") if compare else None),
     )
     return _Run(begin, how.steps, f"p = {validate_at:g}")
