@@ -144,7 +144,7 @@ def test_the_own_size_stays_as_it_is(small):
     [
         (
             bb_memory(bivariate_bicycle("bb90"), 0.001, 2).detector_error_model(),
-            "mechanisms must flip .* for the Z memory of this checkpoint on a torus of 15 x 3 cells, 2 cycles",
+            "mechanisms must flip .* of this checkpoint on a torus of 15 x 3 cells, 2 cycles",
         ),
         (
             stim.DetectorErrorModel("error(0.1) D0 L0\ndetector(1000000, 1000000, 9, 1) D0"),

@@ -1,8 +1,8 @@
 """A quick decoder for all shots, and a better one for the few that it is not sure of.
 
 A calibrated decoder knows which shots it may be wrong about, and so do versions of belief propagation that
-disagree. Most failures are among a few per cent of the shots: decoded again by a decoder that is slow but
-accurate, they cost little on average.
+do not come to agree. Most failures are among a few per cent of the shots: decoded again by a decoder that is
+slow but accurate, they cost little on average.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -61,7 +61,8 @@ class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no 
         first: decodes every shot, such as :class:`~symdyn_qec.decoder.SymdynDecoder` or
             :class:`~symdyn_qec.min_sum_decoder.MinSumDecoder`; what it is compiled to has ``predict``.
         second: any sinter decoder; its answer counts where the first one is not sure.
-        below: a confidence, in [0, 1]: shots of less are escalated.
+        below: a confidence, in [0, 1]: shots of less are escalated. By default what the first decoder says
+            of itself (``undecided_below``), otherwise 0.98.
 
     Raises:
         InputError: a confidence out of range, or a first decoder that discards shots.
@@ -73,7 +74,8 @@ class EscalatingDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no 
     0.9
     """
 
-    def __init__(self, first: sinter.Decoder, second: sinter.Decoder, below: float = BELOW) -> None:
+    def __init__(self, first: sinter.Decoder, second: sinter.Decoder, below: float | None = None) -> None:
+        below = getattr(first, "undecided_below", BELOW) if below is None else below
         if not 0 <= below <= 1:
             raise InputError(f"below must be a probability in [0, 1], got {below}")
         if getattr(first, "postselect", None) is not None:

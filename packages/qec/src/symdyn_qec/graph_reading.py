@@ -9,8 +9,8 @@ import stim
 from numpy.typing import NDArray
 from scipy import sparse
 
-from symdyn_core.random import numpy_generator
 from symdyn_qec.class_matching import CLEAR, ClassMatching
+from symdyn_qec.correlated_sectors import CorrelatedSectors
 from symdyn_qec.gf2 import BitMatrix
 from symdyn_qec.graph_layout import GraphLayout
 from symdyn_qec.min_sum import MinSum
@@ -18,8 +18,8 @@ from symdyn_qec.split_model import SplitModel
 
 Floats = NDArray[np.float32]
 
-# Of belief propagation: versions, how far their priors differ in the logarithm, and how each goes on.
-VERSIONS, PERTURBATION, ROUNDS, SCALE = 5, 0.5, 30, 0.8
+# Of belief propagation.
+VERSIONS = 5
 
 # Prior of errors that cannot happen under the noise at hand.
 IMPOSSIBLE = 1e-12
@@ -158,14 +158,13 @@ class _Believed:
         self._flips = np.zeros((len(split.flips), split.num_observables), np.float32)
         for number, (_, observables) in enumerate(split.flips):
             self._flips[number, list(observables)] = 1
-        noise = numpy_generator(0, "priors").normal(size=(VERSIONS, len(probabilities)))
-        noise[0] = 0
-        priors = np.clip(probabilities * np.exp(PERTURBATION * noise), IMPOSSIBLE, 0.5)
-        self._propagation = MinSum(checks, priors, [SCALE] * VERSIONS, ROUNDS)
+        priors = np.clip(probabilities, IMPOSSIBLE, 0.5)
+        self._propagation = MinSum(CorrelatedSectors.single(checks, priors))
 
     def __call__(self, detectors: BitMatrix) -> _Guess:
-        believed, rounds = self._propagation.decode(detectors)
-        concluded = rounds > 0
+        nothing = np.zeros((len(detectors), 0), np.uint8)
+        believed, legs = self._propagation.decode(detectors, nothing, range(VERSIONS))
+        concluded = legs > 0
         observables = ((believed.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
         # The answer is that of the first version to come to one; how many agree says how sure it is.
         first = concluded.argmax(axis=1)

@@ -1,8 +1,8 @@
-"""Belief propagation alone, in several versions that have to agree.
+"""Belief propagation alone, in as many versions as it takes until one answer is well ahead.
 
-Where it comes to a conclusion belief propagation is mostly right, and if a version of it with priors
-perturbed a little is wrong as well, it is mostly wrong in another way. What all versions agree on is right
-almost always, and found in a fraction of the time that a network takes; the rest is for a better decoder, see
+Where it comes to a conclusion belief propagation is mostly right, and versions of it that are wrong are
+mostly wrong in different ways. Four versions agree on nearly all shots; about the others more are asked,
+until one answer has four votes more than any other. Shots that stay undecided are for a better decoder, see
 :mod:`symdyn_qec.escalation`.
 """
 
@@ -14,47 +14,43 @@ import stim
 from numpy.typing import NDArray
 
 from symdyn_core.errors import InputError
-from symdyn_core.random import numpy_generator
-from symdyn_qec.baselines.problem import DecodingProblem
 from symdyn_qec.baselines.rare import RareErrors
+from symdyn_qec.correlated_sectors import CorrelatedSectors
 from symdyn_qec.gf2 import BitMatrix
-from symdyn_qec.min_sum import MinSum
+from symdyn_qec.min_sum import LANES, MinSum
 from symdyn_qec.packed_decoder import PackedDecoder
 
-# The first version is the most cautious one: what it concludes is wrong least often.
-FIRST_SCALE, SCALE = 0.625, 0.7
-
-# Standard deviation of the logarithms of perturbed priors.
-PERTURBATION = 0.5
-
-ROUNDS = 15
-
-# Beliefs in thousands of errors of all versions at once would fill the memory.
-SHOTS_AT_ONCE = 1024
+# Beliefs of a few versions on all parts of the errors of shots, at once.
+BELIEFS_AT_ONCE = 1 << 24
 
 
 class MinSumPrediction(NamedTuple):
     """What belief propagation makes of some shots.
 
     Fields:
-        observables: as the first version predicts them, bits, shape ``(shots, k)``.
-        confidence: share of the versions that come to the conclusion of the first; 0 where that comes to
-            none. Not a probability. Shape ``(shots,)``.
+        observables: that most versions predict, bits, shape ``(shots, k)``; none where no version came to a
+            conclusion.
+        confidence: by how many votes this answer is ahead, as a share of all versions that were asked; 1 if
+            the first few agree. Not a probability. Shape ``(shots,)``.
+        versions: how many were asked, shape ``(shots,)``.
     """
 
     observables: BitMatrix
     confidence: NDArray[np.float64]
+    versions: NDArray[np.int64]
 
 
 class MinSumDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
-    """Min-sum belief propagation with the detectors that determine the observables.
+    """Min-sum belief propagation on two kinds of checks that tell each other of errors they have in common.
 
     Args:
-        members: versions, at least 1.
-        seed: of their perturbations.
+        members: versions at most, at least 1.
+        lead: votes that an answer must be ahead of any other, at least 1; so many versions are asked at a
+            time.
+        seed: of what distinguishes versions.
 
     Raises:
-        InputError: too few members.
+        InputError: a value out of range.
 
     >>> from symdyn_qec.circuits import memory_circuit
     >>> circuit = memory_circuit("bb72", p=0.001, rounds=2)
@@ -62,15 +58,20 @@ class MinSumDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
     >>> sampler = circuit.compile_detector_sampler(seed=5)
     >>> detectors, observables = sampler.sample(99, separate_observables=True)
     >>> found = decoder.predict(detectors)
-    >>> agreed = found.confidence == 1
-    >>> int(agreed.sum()), bool((found.observables == observables)[agreed].all())
-    (99, True)
+    >>> bool((found.observables == observables).all()), int(found.versions.min())
+    (True, 4)
     """
 
-    def __init__(self, *, members: int = 5, seed: int = 0) -> None:
-        if members < 1:
-            raise InputError(f"members must be at least 1, got {members}")
-        self.members, self.seed = members, seed
+    def __init__(self, *, members: int = 60, lead: int = 4, seed: int = 0) -> None:
+        for name, value in (("members", members), ("lead", lead)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        self.members, self.lead, self.seed = members, lead, seed
+
+    @property
+    def undecided_below(self) -> float:
+        """Confidence of which those shots fall short that stay undecided after all versions."""
+        return self.lead / self.members
 
     def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> "CompiledMinSumDecoder":
         """Make ready for a circuit.
@@ -86,17 +87,13 @@ class CompiledMinSumDecoder(PackedDecoder):
 
     def __init__(self, settings: MinSumDecoder, dem: stim.DetectorErrorModel) -> None:
         self.num_detectors, self._rare = dem.num_detectors, RareErrors.of(dem)
-        self._problem = DecodingProblem.of(self._rare, one_sector=True)
-        self._flips = self._problem.observables.toarray().T.astype(np.float32)
-        priors = self._problem.priors
-        versions = [priors]
-        for member in range(1, settings.members):
-            noise = numpy_generator(settings.seed, "priors", member).normal(size=len(priors))
-            versions.append(np.minimum(priors * np.exp(PERTURBATION * noise), 0.5))
-        scales = [FIRST_SCALE, *[SCALE] * (settings.members - 1)]
-        self._propagation = MinSum(self._problem.checks, np.stack(versions), scales, ROUNDS)
+        self._members, self._lead = settings.members, settings.lead
+        self._sectors = CorrelatedSectors.of(self._rare)
+        self._flips = self._sectors.observables.astype(np.float32)
+        self._propagation = MinSum(self._sectors, seed=settings.seed)
         # What is compiled at its first use is so now; no shot shall wait for it.
-        self.predict(np.zeros((1, self.num_detectors), dtype=np.bool_))
+        for shots in (1, LANES):
+            self.predict(np.zeros((shots, self.num_detectors), dtype=np.bool_))
 
     def predict(self, detectors: NDArray[Any]) -> MinSumPrediction:
         """Decode shots.
@@ -109,21 +106,53 @@ class CompiledMinSumDecoder(PackedDecoder):
             InputError: another type or width.
         """
         shots = self.unpacked(np.asarray(detectors)) ^ self._rare.detectors
-        syndromes = shots[:, self._problem.detectors]
-        starts = range(0, max(len(syndromes), 1), SHOTS_AT_ONCE)
-        parts = [self._agreed(syndromes[start : start + SHOTS_AT_ONCE]) for start in starts]
-        observables, confidence = (np.concatenate(field) for field in zip(*parts, strict=True))
-        return MinSumPrediction(observables ^ self._rare.observables, confidence)
+        size = max(BELIEFS_AT_ONCE // (self._lead * max(len(self._flips), 1)), LANES)
+        parts = [self._voted(shots[start : start + size]) for start in range(0, max(len(shots), 1), size)]
+        observables, confidence, versions = (np.concatenate(field) for field in zip(*parts, strict=True))
+        return MinSumPrediction(observables ^ self._rare.observables, confidence, versions)
 
     def answer(self, detectors: NDArray[Any]) -> tuple[BitMatrix, NDArray[np.bool_] | None]:
         """Return predicted observables; all shots are kept."""
         return self.predict(detectors).observables, None
 
-    def _agreed(self, syndromes: BitMatrix) -> tuple[BitMatrix, NDArray[np.float64]]:
-        """Return the observables of the first version, and the share of versions that agree."""
-        found = self._propagation.decode(syndromes)
-        # Counts of a few hundred errors are exact in float32, and a product of floats is a fast one.
-        observables = ((found.errors.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
-        first, concluded = observables[:, 0], found.rounds > 0
-        agree = concluded & concluded[:, :1] & (observables == first[:, None]).all(axis=2)
-        return first, agree.mean(axis=1)
+    def _voted(self, shots: BitMatrix) -> MinSumPrediction:
+        """Ask versions about shots, more of them where they disagree."""
+        own, other = shots[:, self._sectors.own.detectors], shots[:, self._sectors.other.detectors]
+        observables = np.zeros((len(shots), self._flips.shape[1]), np.uint8)
+        ahead, asked = np.zeros(len(shots)), np.full(len(shots), self._lead)
+        open_ = np.arange(len(shots))
+        answers, concluded = (
+            np.zeros((len(shots), 0, observables.shape[1]), np.uint8),
+            np.zeros((len(shots), 0)),
+        )
+        for first in range(0, self._members, self._lead):
+            versions = range(first, min(first + self._lead, self._members))
+            found = self._propagation.decode(own[open_], other[open_], versions)
+            # Counts of a few hundred errors are exact in float32, and a product of floats is a fast one.
+            flips = ((found.errors.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
+            answers = np.concatenate([answers, flips], axis=1)
+            concluded = np.concatenate([concluded, found.legs > 0], axis=1)
+            observables[open_], lead = _leading(answers, concluded.astype(np.bool_))
+            ahead[open_], asked[open_] = lead, versions.stop
+            going_on = lead < self._lead
+            open_, answers, concluded = open_[going_on], answers[going_on], concluded[going_on]
+            if not len(open_):
+                break
+        return MinSumPrediction(observables, ahead / asked, asked)
+
+
+def _leading(answers: BitMatrix, concluded: NDArray[np.bool_]) -> tuple[BitMatrix, NDArray[np.int64]]:
+    """Return the answer with the most votes, and by how many it is ahead of the next; zeros without votes.
+
+    Args:
+        answers: of versions, shape ``(shots, versions, k)``.
+        concluded: whose answers count, shape ``(shots, versions)``.
+    """
+    same = concluded[:, :, None] & concluded[:, None, :]
+    for bit in np.moveaxis(answers, 2, 0):
+        same &= bit[:, :, None] == bit[:, None, :]
+    votes = same.sum(axis=2)
+    leader, rows = votes.argmax(axis=1), np.arange(len(votes))
+    against = np.where(same[rows, leader], 0, votes).max(axis=1)
+    most = votes[rows, leader]
+    return np.where(most[:, None] > 0, answers[rows, leader], 0).astype(np.uint8), most - against

@@ -68,7 +68,7 @@ DECODERS: Mapping[str, DecoderInfo] = {
     ),
     "min-sum": DecoderInfo(
         MinSumDecoder,
-        "detectors of the observables; 5 versions of 15 rounds at most, the answer of the first",
+        "all detectors, in two sectors; versions until one answer is 4 votes ahead, at most 60",
     ),
     "bposd": DecoderInfo(
         BpOsd,
