@@ -14,17 +14,18 @@ from symdyn_qec.correlated_sectors import CorrelatedSectors
 from symdyn_qec.gf2 import BitMatrix
 from symdyn_qec.graph_layout import GraphLayout
 from symdyn_qec.min_sum import MinSum
+from symdyn_qec.min_sum_decoder import leading
 from symdyn_qec.split_model import SplitModel
 
 Floats = NDArray[np.float32]
 
-# Of belief propagation.
-VERSIONS = 5
+# Of belief propagation: those that have to agree, and how many there are for shots on which they do not.
+FIRST_VERSIONS, VERSIONS = 4, 24
 
 # Prior of errors that cannot happen under the noise at hand.
 IMPOSSIBLE = 1e-12
 
-# Preference in nats if nearly all versions agree; what it is worth the network learns.
+# Preference in nats for what all versions predict; what it is worth the network learns.
 AGREEMENT = 3.0
 
 # Members of an ensemble of matchings: at distance 5 half as many fail 2 % more often, twice as many not less.
@@ -41,8 +42,8 @@ class Seen(NamedTuple):
         open: numbers of the shots that the network shall see, shape ``(open,)``.
         fired: their detectors, bits, shape ``(open, detectors)``.
         edges: their edges, as :class:`~symdyn_qec.class_matching.Candidates` has them, those of the predicted
-            class first; where matching is of no use the errors that the prediction stands on, and how many
-            versions believe in each. Shape ``(open, 2, edges)``.
+            class first; where matching is of no use the errors that the prediction stands on, and the share
+            of versions that believe in each. Shape ``(open, 2, edges)``.
         shot: their features as a whole, shape ``(open, 3)``.
     """
 
@@ -148,7 +149,7 @@ class _Matched:
 
 
 class _Believed:
-    """What versions of belief propagation agree on."""
+    """What most versions of belief propagation predict."""
 
     def __init__(self, split: SplitModel, probabilities: NDArray[np.float64]) -> None:
         rows = [(detector, number) for number, (ends, _) in enumerate(split.flips) for detector in ends]
@@ -162,16 +163,25 @@ class _Believed:
         self._propagation = MinSum(CorrelatedSectors.single(checks, priors))
 
     def __call__(self, detectors: BitMatrix) -> _Guess:
+        believed, answers, concluded = self._ask(detectors, range(FIRST_VERSIONS))
+        leader, lead = leading(answers, concluded)
+        guess = answers[np.arange(len(leader)), leader]
+        preference = np.full(len(guess), CLEAR, np.float32)
+        open_ = np.flatnonzero(lead < FIRST_VERSIONS)
+        more = self._ask(detectors[open_], range(FIRST_VERSIONS, VERSIONS))
+        believed, answers, concluded = (
+            np.concatenate([first[open_], rest], axis=1)
+            for first, rest in zip((believed, answers, concluded), more, strict=True)
+        )
+        (leader, lead), rows = leading(answers, concluded), np.arange(len(open_))
+        guess[open_] = answers[rows, leader]
+        preference[open_] = AGREEMENT * lead / VERSIONS
+        edges = np.stack([believed[rows, leader], believed.mean(axis=1)], axis=1).astype(np.float32)
+        return guess, preference, open_, edges, concluded.mean(axis=1).astype(np.float32)
+
+    def _ask(self, detectors: BitMatrix, versions: range) -> tuple[BitMatrix, BitMatrix, NDArray[np.bool_]]:
+        """Return errors, observables, and which versions came to a conclusion."""
         nothing = np.zeros((len(detectors), 0), np.uint8)
-        believed, legs = self._propagation.decode(detectors, nothing, range(VERSIONS))
-        concluded = legs > 0
+        believed, legs = self._propagation.decode(detectors, nothing, versions)
         observables = ((believed.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
-        # The answer is that of the first version to come to one; how many agree says how sure it is.
-        first = concluded.argmax(axis=1)
-        guess = np.take_along_axis(observables, first[:, None, None], axis=1)[:, 0]
-        agree = (concluded & (observables == guess[:, None]).all(axis=2)).mean(axis=1).astype(np.float32)
-        preference = np.where(agree == 1, CLEAR, AGREEMENT * agree).astype(np.float32)
-        open_ = np.flatnonzero(agree < 1)
-        chosen = np.take_along_axis(believed[open_], first[open_, None, None], axis=1)[:, 0]
-        edges = np.stack([chosen, believed[open_].mean(axis=1)], axis=1).astype(np.float32)
-        return guess, preference, open_, edges, concluded[open_].mean(axis=1).astype(np.float32)
+        return believed, observables, legs > 0

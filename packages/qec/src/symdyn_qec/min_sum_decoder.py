@@ -28,8 +28,8 @@ class MinSumPrediction(NamedTuple):
     """What belief propagation makes of some shots.
 
     Fields:
-        observables: that most versions predict, bits, shape ``(shots, k)``; none where no version came to a
-            conclusion.
+        observables: that most versions predict, bits, shape ``(shots, k)``; those of the first version where
+            none came to a conclusion.
         confidence: by how many votes this answer is ahead, as a share of all versions that were asked; 1 if
             the first few agree. Not a probability. Shape ``(shots,)``.
         versions: how many were asked, shape ``(shots,)``.
@@ -132,7 +132,8 @@ class CompiledMinSumDecoder(PackedDecoder):
             flips = ((found.errors.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
             answers = np.concatenate([answers, flips], axis=1)
             concluded = np.concatenate([concluded, found.legs > 0], axis=1)
-            observables[open_], lead = _leading(answers, concluded.astype(np.bool_))
+            leader, lead = leading(answers, concluded.astype(np.bool_))
+            observables[open_] = answers[np.arange(len(open_)), leader]
             ahead[open_], asked[open_] = lead, versions.stop
             going_on = lead < self._lead
             open_, answers, concluded = open_[going_on], answers[going_on], concluded[going_on]
@@ -141,12 +142,16 @@ class CompiledMinSumDecoder(PackedDecoder):
         return MinSumPrediction(observables, ahead / asked, asked)
 
 
-def _leading(answers: BitMatrix, concluded: NDArray[np.bool_]) -> tuple[BitMatrix, NDArray[np.int64]]:
-    """Return the answer with the most votes, and by how many it is ahead of the next; zeros without votes.
+def leading(answers: BitMatrix, concluded: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a version whose answer has the most votes, and by how many it is ahead of the next answer.
 
     Args:
         answers: of versions, shape ``(shots, versions, k)``.
         concluded: whose answers count, shape ``(shots, versions)``.
+
+    >>> votes = np.array([[[0], [1], [1], [1]]], np.uint8)
+    >>> leading(votes, np.array([[True, True, True, False]]))
+    (array([1]), array([1]))
     """
     same = concluded[:, :, None] & concluded[:, None, :]
     for bit in np.moveaxis(answers, 2, 0):
@@ -154,5 +159,4 @@ def _leading(answers: BitMatrix, concluded: NDArray[np.bool_]) -> tuple[BitMatri
     votes = same.sum(axis=2)
     leader, rows = votes.argmax(axis=1), np.arange(len(votes))
     against = np.where(same[rows, leader], 0, votes).max(axis=1)
-    most = votes[rows, leader]
-    return np.where(most[:, None] > 0, answers[rows, leader], 0).astype(np.uint8), most - against
+    return leader, votes[rows, leader] - against

@@ -262,8 +262,7 @@ def _graph(
 
     how, circuits = GraphSettings(**settings), [case.circuit for case in train_on]
     every, shots, compare = check
-    # Where matching is of no use belief propagation is the best without a network.
-    rival = "symdyn-matching" if circuit_graph(circuits).matched else "bposd-full"
+    rival = "symdyn-matching" if circuit_graph(circuits).matched else "min-sum"
     validation = Validation(every, shots=shots, baseline=_installed(rival) if compare else None)
     begin = partial(train_graph, circuits, how, test_circuit=test_on.circuit, validation=validation)
     return _Run(begin, how.steps, test_on.name)
