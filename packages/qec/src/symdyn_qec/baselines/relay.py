@@ -6,6 +6,7 @@ import numpy as np
 import sinter
 import stim
 
+from symdyn_core.random import numpy_generator
 from symdyn_qec.baselines.compiled import CompiledBaseline, Packed
 from symdyn_qec.baselines.extra import load
 from symdyn_qec.baselines.problem import DecodingProblem
@@ -37,6 +38,9 @@ class RelayBp(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
         relay_bp = load("relay_bp", "relay-bp")
         rare = RareErrors.of(dem)
         problem = DecodingProblem.of(rare)
+        # Drawn here: the package draws anew for every shot, and answers would depend on the shots before.
+        shape = (self.sets, problem.checks.shape[1])
+        memories = numpy_generator(0, "memories").uniform(*self.memory, size=shape)
         decoder = relay_bp.RelayDecoderF64(
             problem.checks.tocsr(),
             error_priors=problem.priors,
@@ -44,7 +48,7 @@ class RelayBp(sinter.Decoder):  # type: ignore[misc]  # sinter has no types
             pre_iter=80,
             num_sets=self.sets,
             set_max_iter=self.iterations,
-            gamma_dist_interval=self.memory,
+            explicit_gammas=memories,
             stop_nconv=self.solutions,
         )
         runner = relay_bp.ObservableDecoderRunner(decoder, problem.observables.tocsr())
