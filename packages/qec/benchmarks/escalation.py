@@ -3,7 +3,8 @@
 All decode the same shots of the bb72 memory, 6 rounds. The first decoder decodes all of them, the second the
 least confident part of the largest share asked for; every smaller share follows from the same answers. Times
 are CPU time of this thread per shot, the first decoder's on all shots and the second's on its part.
-Run: python benchmarks/escalation.py [--first NAME] [--second NAME] [--p P] [--shots N] [--figure FILE.svg]
+Run: python benchmarks/escalation.py [--first NAME] [--second NAME] [--p P] [--shots N] [--shares S ...]
+    [--figure FILE.svg]
 """
 
 import argparse
@@ -20,17 +21,18 @@ from symdyn_qec.baselines.registry import decoder_info, make_decoder
 from symdyn_qec.circuits import memory_circuit
 from symdyn_qec.rates import clopper_pearson
 
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1)
+SHARES = (0.0, 0.0025, 0.005, 0.01, 0.02)
 BATCH = 64
 
 
 def main() -> None:
     """Print one row per share, and draw the curve."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first", default="symdyn-fast")
+    parser.add_argument("--first", default="min-sum")
     parser.add_argument("--second", default="symdyn")
     parser.add_argument("--p", type=float, default=0.003)
     parser.add_argument("--shots", type=int, default=4_000)
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
@@ -52,7 +54,7 @@ def main() -> None:
     ).any(axis=1)
     order = np.argsort(confidence, kind="stable")
     better, cost = wrong.copy(), np.zeros(len(shots))
-    for shot in track(order[: int(max(SHARES) * len(shots))], arguments.second):
+    for shot in track(order[: int(max(arguments.shares) * len(shots))], arguments.second):
         start = time.thread_time()
         answer = second.decode_shots_bit_packed(bit_packed_detection_event_data=shots[shot : shot + 1])
         cost[shot] = time.thread_time() - start
@@ -64,7 +66,7 @@ def main() -> None:
         "escalated", "below confidence", "failures", "rate", "95 % interval", "ms per shot", box=None
     )
     curve = []
-    for share in SHARES:
+    for share in arguments.shares:
         again = order[: int(share * len(shots))]
         failed = int(wrong.sum() - wrong[again].sum() + better[again].sum())
         each = (seconds + cost[again].sum()) / len(shots) * 1e3
@@ -72,9 +74,9 @@ def main() -> None:
         below = f"{confidence[again[-1]]:.3f}" if len(again) else "–"
         interval = f"[{low:.2%}, {high:.2%}]"
         table.add_row(
-            f"{share:.0%}", below, str(failed), f"{failed / len(shots):.2%}", interval, f"{each:.2f}"
+            f"{share:.2%}", below, str(failed), f"{failed / len(shots):.2%}", interval, f"{each:.2f}"
         )
-        curve.append((each, failed / len(shots), low, high))
+        curve.append((each, failed / len(shots), low, high, share))
     console = Console()
     console.print(
         f"{arguments.first}, then {arguments.second}; bb72, 6 rounds, p = {arguments.p:g}, {len(shots)} shots"
@@ -84,16 +86,16 @@ def main() -> None:
         arguments.figure.write_text(draw(curve), encoding="utf-8")
 
 
-def draw(curve: list[tuple[float, float, float, float]]) -> str:
+def draw(curve: list[tuple[float, float, float, float, float]]) -> str:
     """Return the curve as SVG."""
     from matplotlib.figure import Figure
 
-    each, rate, low, high = np.array(curve).T
+    each, rate, low, high, shares = np.array(curve).T
     figure = Figure(figsize=(5.0, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(each, rate, [rate - low, high - rate], fmt="o-", color=MEASUREMENT)
-    for x, y, share in zip(each, rate, SHARES, strict=True):
-        axes.annotate(f"{share:.0%}", (x, y), xytext=(6, 4), textcoords="offset points")
+    for x, y, share in zip(each, rate, shares, strict=True):
+        axes.annotate(f"{share:.2%}", (x, y), xytext=(6, 4), textcoords="offset points")
     axes.set(yscale="log", xlabel="CPU time per shot (ms)", ylabel="failures per shot")
     axes.set_title("share of shots decoded again")
     return to_svg(figure)
