@@ -171,12 +171,13 @@ def test_the_weights_of_a_small_code_decode_a_larger_one():
     """The gross code in 12 cycles, with weights that have seen 72 qubits and 6 cycles alone."""
     circuit = bb_memory(bivariate_bicycle("bb144"), 0.003, rounds=12)
     detectors, observables = circuit.compile_detector_sampler(seed=4).sample(64, separate_observables=True)
-    found = SymdynDecoder().compile_decoder_for_dem(dem=circuit.detector_error_model()).predict(detectors)
+    dem = circuit.detector_error_model()
+    found = SymdynDecoder(shipped()["bb72"]).compile_decoder_for_dem(dem=dem).predict(detectors)
     # One in two thousand fails, where belief propagation alone fails on every fourth.
     assert (found.observables != observables).any(axis=1).sum() <= 1
     assert np.isnan(found.confidence).all()
     with pytest.raises(InputError, match="postselect needs a calibrated checkpoint, and bb72 on a torus of"):
-        SymdynDecoder(postselect=0.9).compile_decoder_for_dem(dem=circuit.detector_error_model())
+        SymdynDecoder(shipped()["bb72"], postselect=0.9).compile_decoder_for_dem(dem=dem)
 
 
 def test_stronger_noise_than_in_training_is_told(code):

@@ -11,14 +11,23 @@ from typer.testing import CliRunner
 from symdyn_core.errors import InputError
 from symdyn_core.random import derive_seed
 from symdyn_qec.checkpoint import Checkpoint
+from symdyn_qec.circuits import bb_memory
 from symdyn_qec.codes import bivariate_bicycle
 from symdyn_qec.commands import app
 from symdyn_qec.networks.sector import BASES, SectorNetwork, SectorView
 from symdyn_qec.networks.torus import TorusNetwork
 from symdyn_qec.run_folder import CURVE, FIGURE, STATE
+from symdyn_qec.shipped import shipped
 from symdyn_qec.training import Settings, Teacher, Training, flip_loss
-from symdyn_qec.training_run import CALIBRATION_STRENGTHS, RELIABILITY, calibrate, measure_reliability, train
-from symdyn_qec.validation import Validation
+from symdyn_qec.training_run import (
+    CALIBRATION_STRENGTHS,
+    RELIABILITY,
+    calibrate,
+    count_failures,
+    measure_reliability,
+    train,
+)
+from symdyn_qec.validation import Validation, ValidationShots
 
 SMALL = Settings(rounds=2, width=4, layers=1, batch_size=16, steps=6, warmup=2)
 CHECK = Validation(every=2, shots=16)
@@ -235,3 +244,41 @@ def test_without_a_comparison(tmp_path, monkeypatch, wanted):
     assert result.stderr.count(said) == wanted
     assert result.stderr.count("of 32 shots fail\n") == 2
     assert Checkpoint.load(tmp_path).training["baseline"] is None
+
+
+def test_validation_sees_the_weights_of_now(code):
+    good = Checkpoint.load(shipped()["bb72"])
+    settings = dataclasses.replace(SMALL, width=64, layers=8)
+    training = Training(code, settings)
+    case = [
+        ValidationShots.sample(bb_memory(code, 0.003, settings.rounds, basis), 64, seed=1) for basis in BASES
+    ]
+    failures = count_failures(training, case, "cpu")
+    assert failures() > 10
+    training.averaged.load_state_dict(good.network.state_dict())
+    assert failures() < 3
+
+
+def test_the_command_starts_from_a_smaller_code(code, tmp_path):
+    small = Checkpoint.of(TorusNetwork(code, width=4, layers=1, seed=9), code, rounds=2, training={})
+    start = small.save(tmp_path / "small")
+    command = ["train", "--code", "bb108", "--rounds", "1", "--start-from", str(start), "--no-compare"]
+    command += [
+        "--batch-size",
+        "16",
+        "--steps",
+        "1",
+        "--validate-shots",
+        "16",
+        "--out",
+        str(tmp_path / "large"),
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    found = Checkpoint.load(tmp_path / "large")
+    assert (found.code.cells, found.network.width, len(found.network.layers)) == (54, 4, 1)
+    assert (found.training["start"], found.training["learning_rate"]) == ("small", 3e-4)
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "other"), "--width", "8"])
+    assert "width must be 4 to start from small" in str(result.exception)
+    result = CliRunner().invoke(app, ["train", "--code", "surface", "--start-from", "bb72", "--out", "x"])
+    assert "--start-from is for bicycle codes, got bb72" in str(result.exception)

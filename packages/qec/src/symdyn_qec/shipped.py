@@ -35,6 +35,9 @@ def load(folder: str | os.PathLike[str]) -> Checkpoint | GraphCheckpoint:
 def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | GraphCheckpoint:
     """Return the shipped checkpoint for a detector error model, transferred to its size where need be.
 
+    Of several that can be transferred the one that was trained in the most similar number of cycles is taken:
+    that mattered more than the size of the torus wherever it was measured.
+
     Args:
         dem: of the circuit.
         fast: whether to take a small one rather than an accurate one.
@@ -42,7 +45,8 @@ def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | Graph
     Raises:
         InputError: there is none; the message says of each in what it differs.
     """
-    transferred, reasons = [], []
+    transferred: dict[int, Checkpoint] = {}
+    reasons = []
     for name, folder in shipped().items():
         if name.endswith(FAST) != fast:
             continue
@@ -54,10 +58,11 @@ def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | Graph
             continue
         if adapted is checkpoint:
             return checkpoint
-        transferred.append(adapted)
+        if isinstance(checkpoint, Checkpoint) and isinstance(adapted, Checkpoint):
+            transferred.setdefault(abs(adapted.rounds - checkpoint.rounds), adapted)
     if transferred:
-        return transferred[0]
+        return transferred[min(transferred)]
     raise InputError(
         f"no shipped checkpoint is for this model: {'; '.join(reasons)}. "
-        "`symdyn qec train` makes one; the decoder symdyn-matching needs none"
+        "`symdyn qec train` makes one; the decoder min-sum needs none"
     )

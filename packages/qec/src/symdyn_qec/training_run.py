@@ -107,7 +107,7 @@ def train(
         batch_size=settings.batch_size,
         every=validation.every,
         noise=f"p = {validation.p:g}",
-        test=_test(training, cases, device),
+        test=count_failures(training, cases, device),
         tested=len(BASES) * validation.shots,
         baseline=lambda: (
             None if validation.baseline is None else count_baseline(validation.baseline, cases, on_baseline)
@@ -134,14 +134,25 @@ def _name(checkpoint: Checkpoint | None) -> str | None:
     return None if checkpoint is None else checkpoint.name
 
 
-def _test(training: Training, cases: list[ValidationShots], device: str) -> Callable[[], int]:
-    """Return a function that counts the failures of the present weights on shots of both bases."""
+def count_failures(training: Training, cases: list[ValidationShots], device: str) -> Callable[[], int]:
+    """Return a function that counts the failures of the weights that the training has when it is called.
+
+    Args:
+        training: whose averaged weights answer.
+        cases: shots of each basis.
+        device: where to decode, as torch names it.
+    """
     checkpoint = Checkpoint.of(training.averaged, training.code, training.settings.rounds, {})
-    decoders = [CompiledSymdynDecoder(SymdynDecoder(device=device), checkpoint, basis) for basis in BASES]
-    return lambda: sum(
-        case.failures(decoder.predict(case.detectors).observables)
-        for decoder, case in zip(decoders, cases, strict=True)
-    )
+
+    def test() -> int:
+        # Ready anew each time: on a CPU a decoder has a copy of the weights of when it was made.
+        decoders = [CompiledSymdynDecoder(SymdynDecoder(device=device), checkpoint, basis) for basis in BASES]
+        return sum(
+            case.failures(decoder.predict(case.detectors).observables)
+            for decoder, case in zip(decoders, cases, strict=True)
+        )
+
+    return test
 
 
 def calibrate(
