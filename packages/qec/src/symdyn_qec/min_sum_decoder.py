@@ -71,7 +71,7 @@ class MinSumDecoder(sinter.Decoder):  # type: ignore[misc]  # sinter has no type
     @property
     def undecided_below(self) -> float:
         """Confidence of which those shots fall short that stay undecided after all versions."""
-        return self.lead / self.members
+        return min(self.lead / self.members, 1.0)
 
     def compile_decoder_for_dem(self, *, dem: stim.DetectorErrorModel) -> "CompiledMinSumDecoder":
         """Make ready for a circuit.
@@ -121,10 +121,8 @@ class CompiledMinSumDecoder(PackedDecoder):
         observables = np.zeros((len(shots), self._flips.shape[1]), np.uint8)
         ahead, asked = np.zeros(len(shots)), np.full(len(shots), self._lead)
         open_ = np.arange(len(shots))
-        answers, concluded = (
-            np.zeros((len(shots), 0, observables.shape[1]), np.uint8),
-            np.zeros((len(shots), 0)),
-        )
+        answers = np.zeros((len(shots), 0, observables.shape[1]), np.uint8)
+        concluded: NDArray[np.bool_] = np.zeros((len(shots), 0), np.bool_)
         for first in range(0, self._members, self._lead):
             versions = range(first, min(first + self._lead, self._members))
             found = self._propagation.decode(own[open_], other[open_], versions)
@@ -132,7 +130,7 @@ class CompiledMinSumDecoder(PackedDecoder):
             flips = ((found.errors.astype(np.float32) @ self._flips).astype(np.int64) & 1).astype(np.uint8)
             answers = np.concatenate([answers, flips], axis=1)
             concluded = np.concatenate([concluded, found.legs > 0], axis=1)
-            leader, lead = leading(answers, concluded.astype(np.bool_))
+            leader, lead = leading(answers, concluded)
             observables[open_] = answers[np.arange(len(open_)), leader]
             ahead[open_], asked[open_] = lead, versions.stop
             going_on = lead < self._lead

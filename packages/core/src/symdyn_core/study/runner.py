@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -110,7 +111,7 @@ def run(
     engine = engine or Engine()
     if engine.name == "local" and len(tasks) == 1:
         engine = Engine(jobs=1)  # a pool of processes costs more than it brings
-    with engine.activate(), _worker_deaths_named():
+    with engine.activate(), _worker_deaths_named(), _replaced_workers_unsaid():
         outcomes = joblib.Parallel(return_as="generator_unordered")(
             joblib.delayed(_task)(index, k, *_measurement(state[index], k)) for index, k in tasks
         )
@@ -139,6 +140,17 @@ def run_repetition(
     except Exception as error:  # noqa: BLE001  # a study that raises is an ERROR row; the others still run
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(None, time.perf_counter() - start, reason, traceback.format_exc())
+
+
+@contextmanager
+def _replaced_workers_unsaid() -> Iterator[None]:
+    """Keep quiet of workers that joblib replaces once they have grown, as when kernels are compiled there.
+
+    Their tasks are done by then: nothing is lost.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+        yield
 
 
 @contextmanager
