@@ -371,6 +371,20 @@ def test_the_best_configuration_is_the_default_one():
     assert make_decoder("relay-bp-1") == RelayBp(1, 100, 60, 0.125, (-0.24, 0.66))
 
 
+def test_relay_bp_answers_the_same_whatever_it_decoded_before():
+    pytest.importorskip("relay_bp")
+    circuit = memory_circuit("bb72", p=0.01, rounds=1)
+    compiled = RelayBp(solutions=2, sets=10).compile_decoder_for_dem(dem=circuit.detector_error_model())
+    shots = circuit.compile_detector_sampler(seed=1).sample(40, bit_packed=True)
+
+    def decode(some):
+        return compiled.decode_shots_bit_packed(bit_packed_detection_event_data=some)
+
+    together = decode(shots)
+    assert np.array_equal(decode(shots), together)
+    assert np.array_equal(np.concatenate([decode(shots[k : k + 1]) for k in range(40)]), together)
+
+
 def test_unknown_names_get_a_suggestion():
     with pytest.raises(InputError, match="unknown decoder 'bp-osd'; did you mean bposd"):
         decoder_info("bp-osd")
