@@ -1,6 +1,7 @@
 """Which trained networks come with the package, and which of them is for a circuit."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import stim
@@ -45,19 +46,20 @@ def find(dem: stim.DetectorErrorModel, fast: bool = False) -> Checkpoint | Graph
     Raises:
         InputError: there is none; the message says of each in what it differs.
     """
+    candidates = [load(folder) for name, folder in shipped().items() if name.endswith(FAST) == fast]
+    # What was trained for the circuit first: to try what can be transferred takes a second.
+    for checkpoint in candidates:
+        with suppress(InputError):
+            checkpoint.check(dem)
+            return checkpoint
     transferred: dict[int, Checkpoint] = {}
     reasons = []
-    for name, folder in shipped().items():
-        if name.endswith(FAST) != fast:
-            continue
-        checkpoint = load(folder)
+    for checkpoint in candidates:
         try:
             adapted = checkpoint.adapted(dem)
         except InputError as error:
             reasons.append(str(error))
             continue
-        if adapted is checkpoint:
-            return checkpoint
         if isinstance(checkpoint, Checkpoint) and isinstance(adapted, Checkpoint):
             transferred.setdefault(abs(adapted.rounds - checkpoint.rounds), adapted)
     if transferred:
