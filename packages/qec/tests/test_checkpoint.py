@@ -157,6 +157,7 @@ def test_the_own_size_stays_as_it_is(small):
         ),
         (model(rounds=3, observables=OTHER_LOGICALS), "observables must be the logical operators of the Z"),
         (SURFACE, "coordinates of detector 0 must be four whole numbers"),
+        (stim.DetectorErrorModel("error(0.1) L0"), "detectors must be there to tell the size .* got none"),
     ],
 )
 def test_what_weights_do_not_go_with_is_refused(small, dem, message):

@@ -71,7 +71,13 @@ class Structure:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Cells of the torus in both directions and cycles of the experiment, ``(l, m, rounds)``."""
+        """Cells of the torus in both directions and cycles of the experiment, ``(l, m, rounds)``.
+
+        Raises:
+            InputError: no detectors to tell it from.
+        """
+        if not self.detectors:
+            raise InputError("detectors must be there to tell the size of a memory experiment, got none")
         i, j, t, _ = (max(values) for values in zip(*self.detectors, strict=True))
         return i + 1, j + 1, t
 

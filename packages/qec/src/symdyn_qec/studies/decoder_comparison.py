@@ -16,7 +16,7 @@ detectors.
 
 The claims are bounds, set with room after a look at other shots. Of failures of one alone against BP-OSD the
 network had 12 of 103 at noise of 0.3 % and 12 of 90 at 0.5 %, on the larger code 9 of 59; belief propagation
-5 of 140 at 0.3 %; against Relay-BP 49 of 147. At most a third of them are ours against BP-OSD, and at most
+5 of 62 at 0.3 %; against Relay-BP 36 of 98. At most a third of them are ours against BP-OSD, and at most
 half against Relay-BP; and the network decodes at least three in ten of the shots on which BP-OSD fails.
 Nothing is claimed of times.
 
